@@ -1,0 +1,308 @@
+"""The commands. Each imports what it needs inside, so that none pays for another's start.
+
+What a machine reads goes to standard output, everything else to standard error.
+Exit codes: 0 ok, 2 config or usage, 3 the cluster refused, 4 the job failed.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import click
+
+from hpctrain import __version__
+from hpctrain.errors import HpctrainError, UsageError
+from hpctrain.sandbox.commands import sandbox
+
+if TYPE_CHECKING:
+    from hpctrain.config.load import Loaded
+    from hpctrain.plan import Plan
+    from hpctrain.rundir import RunDir
+
+Scheduler = Literal["slurm", "local"]
+
+_config = click.argument("config", type=click.Path(path_type=Path))
+_overrides = click.argument("overrides", nargs=-1, metavar="[key=value]...")
+_scheduler = click.option(
+    "--scheduler", type=click.Choice(["slurm", "local"]), help="Default: slurm if sbatch is there, else local."
+)
+_ref = click.argument("run", metavar="RUN")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hpctrain")
+def cli() -> None:
+    """Data-parallel training on Slurm clusters from one YAML file.
+
+    \b
+    hpctrain check config.yaml        what is wrong with it, and what it would run
+    hpctrain run config.yaml          here and now, for debugging
+    hpctrain submit config.yaml       on the cluster, or in the background
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; errors of ours become one message and their exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except HpctrainError as error:
+        print(f"hpctrain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(130)
+    except BrokenPipeError:  # `hpctrain list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@cli.command()
+@_config
+@_overrides
+@_scheduler
+@click.option("--ranks", type=click.IntRange(min=1), help="Plan for so many ranks on this machine.")
+def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, ranks: int | None) -> None:
+    """Say what is wrong with CONFIG, all at once, or show the plan."""
+    from hpctrain.plan import describe
+
+    loaded = _load(config, overrides)
+    where: Scheduler = "local" if ranks else scheduler or _default_scheduler()
+    plan = _plan(loaded, where, ranks)
+    print(f"{config}: no problem found; on {'Slurm' if where == 'slurm' else 'this machine'} it runs as")
+    print(describe(plan, loaded.config))
+
+
+@cli.command()
+@_config
+@_overrides
+@_scheduler
+@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
+@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, dry_run: bool, follow: bool) -> None:
+    """Submit CONFIG to Slurm, or to the background of this machine; print job id and run directory."""
+    loaded = _load(config, overrides)
+    where = "slurm" if dry_run else scheduler or _default_scheduler()
+    plan = _plan(loaded, where)
+    if dry_run:
+        from hpctrain.launch.render import render
+        from hpctrain.rundir import RunDir
+
+        placeholder = RunDir(Path(loaded.config.runs).expanduser().absolute() / f"{loaded.config.name}-ID")
+        sys.stdout.write(render(loaded, plan, placeholder, python=sys.executable))
+        return
+    from hpctrain.launch import submit as submission
+
+    _preflight(loaded, plan, where)
+    _show(loaded, plan)
+    run = submission.freeze(loaded, plan, argv=sys.argv)
+    job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
+    print(f"job {job_id}\nrun {run.path}", flush=True)
+    if follow:
+        from hpctrain.launch.follow import until_end
+
+        until_end(run)
+
+
+@cli.command()
+@_config
+@_overrides
+@click.option("--ranks", type=click.IntRange(min=1), help="Ranks to start; default dist.ranks, else those of one node.")
+@click.option(
+    "--debug", is_flag=True, help="One process on this terminal: deterministic, anomaly detection, pdb on an error."
+)
+def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool) -> None:
+    """Run CONFIG here, in the foreground."""
+    if debug and ranks not in {None, 1}:
+        raise UsageError(f"--debug runs one process, not {ranks}", "leave --ranks out")
+    loaded = _load(config, overrides)
+    plan = _plan(loaded, "local", 1 if debug else ranks)
+    from hpctrain.launch import submit as submission
+
+    _preflight(loaded, plan, "local")
+    _show(loaded, plan)
+    directory = submission.freeze(loaded, plan, argv=sys.argv)
+    print(f"run {directory.path}", file=sys.stderr, flush=True)
+    submission.record_local(directory, os.getpid())
+    if debug:
+        from hpctrain.launch.local import debug as run_debug
+
+        sys.exit(run_debug(directory, loaded.config))
+    from hpctrain.launch.follow import Follower, first_cause
+    from hpctrain.launch.local import Supervisor
+
+    code = Supervisor(directory, loaded.config, plan).run(Follower(directory).pump)
+    if code:
+        print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
+def status(runs: tuple[str, ...], as_json: bool) -> None:
+    """Show the state of runs, by directory, name or job id; without any: those of the last day."""
+    import msgspec
+
+    from hpctrain.launch import status as statuses
+
+    _use_sandbox()
+    found = [_find(ref) for ref in runs] if runs else statuses.recent(_roots())
+    rows = statuses.status(found)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+    else:
+        print(statuses.table(rows))
+
+
+@cli.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
+def list_runs(as_json: bool) -> None:
+    """List all runs, the newest last."""
+    import msgspec
+
+    from hpctrain.launch import status as statuses
+
+    _use_sandbox()
+    rows = statuses.status(statuses.listing(_roots()))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+    else:
+        print(statuses.table(rows))
+
+
+@cli.command()
+@_ref
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--attempt", type=click.IntRange(min=1), help="Default: the newest.")
+def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
+    """Print the log of one rank of RUN."""
+    from hpctrain.launch.follow import Follower, until_end
+
+    _use_sandbox()
+    directory = _find(run)
+    if follow:
+        until_end(directory, rank=rank)
+        return
+    numbers = directory.attempt_numbers()
+    number = attempt or (numbers[-1] if numbers else 0)
+    if number not in numbers:
+        had = f"its attempts: {', '.join(map(str, numbers))}" if numbers else "it has not started yet"
+        raise UsageError(f"{directory.name} has no attempt {number or 1}; {had}", f"hpctrain status {directory.path}")
+    if not directory.log(number, rank, "out").exists():
+        ranks = sorted(int(p.stem[5:]) for p in directory.log(number, 0, "out").parent.glob("rank_*.out"))
+        if ranks:
+            raise UsageError(
+                f"attempt {number} of {directory.name} has no log of rank {rank}",
+                f"it has ranks {', '.join(map(str, ranks))}: --rank N",
+            )
+    Follower(directory, rank=rank).pump(number, final=True)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+def cancel(runs: tuple[str, ...]) -> None:
+    """End runs; returns when their processes are gone."""
+    from hpctrain.launch.cancel import cancel as cancel_run
+
+    _use_sandbox()
+    for directory in [_find(ref) for ref in runs]:
+        print(cancel_run(directory), file=sys.stderr)
+
+
+@cli.command()
+@_config
+@_overrides
+def eject(config: Path, overrides: tuple[str, ...]) -> None:
+    """Print a batch script for CONFIG that needs no hpctrain on the login node."""
+    from hpctrain.launch.eject import eject as eject_script
+
+    loaded = _load(config, overrides)
+    sys.stdout.write(eject_script(loaded, _plan(loaded, "slurm"), python=sys.executable))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine, its Slurm and this environment have."""
+    import msgspec
+
+    from hpctrain.launch import doctor as doctors
+
+    _use_sandbox()
+    findings = doctors.doctor()
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+    else:
+        print(doctors.table(findings))
+
+
+cli.add_command(sandbox)
+
+
+def _load(config: Path, overrides: tuple[str, ...]) -> "Loaded":
+    from hpctrain.config.load import load
+
+    return load(config, overrides)
+
+
+def _plan(loaded: "Loaded", where: Scheduler, ranks: int | None = None) -> "Plan":
+    from hpctrain import plan as planning
+
+    layout = planning.layout_on_slurm(loaded) if where == "slurm" else planning.layout_here(loaded, ranks)
+    samples = planning.Samples()
+    if loaded.config.data is not None:
+        from hpctrain.data.locate import locate
+
+        samples = locate(loaded.config.data)
+    return planning.make(loaded, layout, samples)
+
+
+def _show(loaded: "Loaded", plan: "Plan") -> None:
+    from hpctrain.plan import describe
+
+    print(describe(plan, loaded.config), file=sys.stderr)
+
+
+def _preflight(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
+    from hpctrain.launch.preflight import preflight
+
+    if problems := preflight(loaded, plan, on_slurm=where == "slurm"):
+        from hpctrain.errors import ConfigError
+
+        raise ConfigError(problems)
+
+
+def _use_sandbox() -> None:
+    """Put the sandbox's Slurm commands first, if one is up and no real Slurm is configured here."""
+    if "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists():
+        return
+    from hpctrain.sandbox.state import current
+
+    if (box := current()) is not None:
+        os.environ["PATH"] = f"{box.bin}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _default_scheduler() -> Scheduler:
+    from hpctrain.launch import slurm
+
+    _use_sandbox()
+    return "slurm" if slurm.available() else "local"
+
+
+def _roots() -> list[Path]:
+    from hpctrain.rundir import known_roots
+
+    return known_roots()
+
+
+def _find(ref: str) -> "RunDir":
+    from hpctrain.launch.status import find
+
+    return find(ref, _roots())

@@ -1,0 +1,121 @@
+"""Rules between the fields of a config: what no field can know alone."""
+
+from collections.abc import Iterator
+
+from hpctrain.config.schema import CnnArgs, Config, Data, Model, SyntheticArgs, arguments
+
+NEEDED = {
+    "model": "name it, such as model: {name: mlp}",
+    "data": "name it, such as data: {dataset: mnist}",
+    "batch": "give its size, such as batch: {global: 128}",
+    "optim": "give a learning rate, such as optim: {lr: 0.1}",
+    "train": "say how long, such as train: {epochs: 3}",
+}
+"""The sections that hpctrain's own training needs, and what to write."""
+
+_IMAGE_SIZES = {"mnist": 28, "digits": 8}
+
+Found = Iterator[tuple[str, str]]
+
+
+def check(config: Config) -> list[tuple[str, str]]:
+    """Return what is wrong between the fields: the dotted key to blame, and a message."""
+    return [*_what(config), *_batch(config), *_optim(config), *_data(config), *_slurm(config), *_env(config)]
+
+
+def _what(config: Config) -> Found:
+    """Training by hpctrain itself, or the user's command."""
+    given = [section for section in NEEDED if getattr(config, section) is not None]
+    if config.command is None:
+        for section, hint in NEEDED.items():
+            if section not in given:
+                yield section, f"missing; {hint}" + ("" if given else ", or give a command instead")
+        return
+    if given:
+        yield "command", f"a command trains by itself; remove {', '.join(given)}, or remove command"
+    if not config.command or not config.command[0]:
+        yield "command", "needs at least a program, such as [python, train.py]"
+    if any("\0" in word for word in config.command):
+        yield "command", "a word of a command cannot contain a NUL character"
+
+
+def _batch(config: Config) -> Found:
+    if config.batch is not None:
+        yield from _one_of("batch", {"global": config.batch.global_, "per_rank": config.batch.per_rank})
+    if config.train is not None:
+        yield from _one_of("train", {"epochs": config.train.epochs, "steps": config.train.steps})
+
+
+def _one_of(section: str, values: dict[str, int | None]) -> Found:
+    given = [key for key, value in values.items() if value is not None]
+    both = " and ".join(values)
+    if not given:
+        yield section, f"give one of {both}"
+    elif len(given) > 1:
+        yield f"{section}.{given[-1]}", f"give one of {both}, not both"
+
+
+def _optim(config: Config) -> Found:
+    optim = config.optim
+    if optim is None:
+        return
+    if optim.nesterov and not optim.momentum:
+        yield "optim.nesterov", "needs momentum greater than 0, such as momentum: 0.9"
+    if optim.schedule == "step" and not optim.decay_every.count:
+        yield "optim.decay_every", "must be longer than 0 with schedule: step"
+
+
+def _data(config: Config) -> Found:
+    data, model = config.data, config.model
+    if data is None:
+        return
+    if data.path is not None and data.dataset in {"digits", "synthetic"}:
+        yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
+    if model is not None and model.name == "cnn":
+        yield from _pooling(data, model)
+
+
+def _pooling(data: Data, model: Model) -> Found:
+    blocks = len(arguments(CnnArgs, model.args).channels)
+    if data.dataset == "synthetic":
+        side = min(arguments(SyntheticArgs, data.args).shape[1:])
+    else:
+        side = _IMAGE_SIZES.get(data.dataset, 1)
+    most = side.bit_length() - 1
+    if blocks > most:
+        yield (
+            "model.args.channels",
+            f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
+        )
+
+
+def _slurm(config: Config) -> Found:
+    slurm = config.slurm
+    if slurm.mail_user is not None and slurm.mail_type is None:
+        yield "slurm.mail_user", "no mail is sent without mail_type, such as mail_type: END,FAIL"
+    if slurm.gres is not None and any(part.startswith("gpu") for part in slurm.gres.split(",")):
+        if slurm.gpus_per_node:
+            yield "slurm.gres", "asks for GPUs, as gpus_per_node does; give one of them"
+        elif config.command is None and config.device == "auto":
+            yield "slurm.gres", "asks for GPUs, but device: auto looks at gpus_per_node; give that, or device: cuda"
+    limit = _seconds(slurm.time) if slurm.time is not None else None
+    if limit == 0:
+        yield "slurm.time", "must be longer than 0, which Slurm takes for no limit"
+    elif limit is not None and slurm.signal_s is not None and slurm.signal_s >= limit:
+        yield "slurm.signal_s", f"{slurm.signal_s} s before the end is before the start; time is {limit} s"
+
+
+def _seconds(time: str) -> int:
+    """Return the seconds of D-HH[:MM[:SS]] or HH:MM:SS."""
+    days, _, clock = time.rpartition("-")
+    hours, minutes, seconds, *_ = *(int(part) for part in clock.split(":")), 0, 0
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _env(config: Config) -> Found:
+    env = config.env
+    if env.venv is not None and env.container is not None:
+        yield "env.venv", "a container brings its own Python; give one of venv and container"
+    for index, line in enumerate(env.setup):
+        if line.lstrip().startswith(("#SBATCH", "#PBS", "#BSUB")):
+            yield f"env.setup[{index}]", "the scheduler ignores this line so far down; use the keys of slurm"

@@ -1,0 +1,331 @@
+"""The classes of the config file.
+
+Every field has a docstring under it: `docs/config.md`, the JSON Schema for editors and the messages of
+`hpctrain check` are made from these lines, so that each fact has this one home. `load` reads each YAML
+scalar by its field's type; `check` holds the rules between fields.
+
+Text that reaches a `#SBATCH` line is confined by the `pattern` of its field (`fullmatch`), because sbatch's
+own lexer is not a shell and no quoting is safe there (docs/decisions.md).
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from hpctrain.config.duration import Duration
+
+
+def _text(pattern: str, expect: str) -> Meta:
+    """Text that must `fullmatch` the pattern; `expect` is what the error message asks for."""
+    return Meta(extra={"pattern": pattern, "expect": expect})
+
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+
+Name = Annotated[
+    str, _text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', at most 64, no '-' in front")
+]
+Word = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}", "one word of letters, digits and '_.@+-'")]
+Words = Annotated[
+    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.@+,-]{0,255}", "words of letters, digits and '_.@+-', separated by commas")
+]
+Time = Annotated[
+    str,
+    _text(
+        r"[0-9]{1,3}-[0-9]{1,2}(:[0-5]?[0-9]){0,2}|[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]",
+        "a time as HH:MM:SS or D-HH:MM:SS, such as 12:00:00",
+    ),
+]
+Memory = Annotated[str, _text(r"[1-9][0-9]{0,8}[KMGT]", "memory with its unit, such as 64G")]
+Constraint = Annotated[
+    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.&|*,()\[\]-]{0,255}", "node features joined by & | , ( ) [ ]")
+]
+Gres = Annotated[
+    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.:,=-]{0,255}", "generic resources such as gpu:a100:4, separated by commas")
+]
+HostList = Annotated[
+    str, _text(r"[A-Za-z0-9][A-Za-z0-9_.,\[\]-]{0,1023}", "host names or ranges such as n[1-4],gpu07")
+]
+Dependency = Annotated[
+    str, _text(r"singleton|[a-z]+(:[0-9_]+)+([,?][a-z]+(:[0-9_]+)+)*", "a dependency such as afterok:1234 or singleton")
+]
+MailType = Annotated[str, _text(r"[A-Z0-9_]+(,[A-Z0-9_]+)*", "mail types such as END,FAIL")]
+Mail = Annotated[str, _text(r"[A-Za-z0-9][A-Za-z0-9._+-]*(@[A-Za-z0-9.-]+)?", "a mail address or user name")]
+Path = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,4096}", "a path without control characters")]
+Line = Annotated[str, _text(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4096}", "one line of shell code")]
+Module = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,255}", "a module such as cuda/12.4")]
+Interface = Annotated[str, _text(r"[A-Za-z0-9_.-]{1,15}", "the name of one network interface, such as ib0")]
+HostSuffix = Annotated[str, _text(r"[A-Za-z0-9.-]{0,63}", "letters, digits, '.' and '-'")]
+Mount = Annotated[str, _text(r"/[^\x00-\x1f\x7f:,]*(:/[^\x00-\x1f\x7f:,]*(:r[ow])?)?", "SRC[:DST[:ro]], absolute paths")]
+Image = Annotated[str, _text(r"[A-Za-z0-9/.~][^\x00-\x20\x7f]{0,1023}", "a path or address of an image, no blanks")]
+Function = Annotated[
+    str, _text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "the user's own as package.module:function")
+]
+
+Precision = Literal["fp64", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Slurm(Struct, frozen=True, kw_only=True):
+    """What is asked of Slurm. Ignored by `hpctrain run` and the local scheduler, but for `ranks_per_node` and `gpus_per_node`."""
+
+    partition: Words | None = None
+    """Partition to queue in; the cluster's default if absent."""
+    account: Word | None = None
+    """Account (project) that is charged."""
+    qos: Word | None = None
+    """Quality of service."""
+    nodes: Positive = 1
+    """Nodes of the job."""
+    gpus_per_node: Count = 0
+    """GPUs on each node; every rank of a node sees them all and takes the one of its local rank."""
+    ranks_per_node: Positive | None = None
+    """Ranks (processes) on each node; `gpus_per_node` if absent, else 1."""
+    cpus_per_task: Positive | None = None
+    """CPUs of each rank; the ranks check that their CPU mask holds as many."""
+    time: Time | None = None
+    """Time limit of one attempt, as HH:MM:SS or D-HH:MM:SS; the partition's default if absent."""
+    mem: Memory | None = None
+    """Memory of each node, such as 64G."""
+    constraint: Constraint | None = None
+    """Node features that are required."""
+    gres: Gres | None = None
+    """Further generic resources of each node; ask for GPUs by `gpus_per_node`."""
+    exclude: HostList | None = None
+    """Nodes not to be used."""
+    nodelist: HostList | None = None
+    """Nodes that must be used."""
+    reservation: Word | None = None
+    """Reservation to run in."""
+    dependency: Dependency | None = None
+    """Jobs to wait for, such as afterok:1234."""
+    mail_type: MailType | None = None
+    """Events that Slurm mails about, such as END,FAIL."""
+    mail_user: Mail | None = None
+    """Address for these mails."""
+    signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """Seconds before the time limit at which the ranks are told to save and stop; 120 if a time is given, else none. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is given."""
+    template: Path | None = None
+    """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
+
+
+class Container(Struct, frozen=True, kw_only=True):
+    """A container in which the ranks run."""
+
+    image: Image
+    """Image: a path to a .sif or .sqsh file, or an address such as docker://pytorch/pytorch:latest."""
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """How it is started: `apptainer exec` in each rank, or srun's pyxis plugin."""
+    mounts: tuple[Mount, ...] = ()
+    """Directories to show inside as SRC[:DST[:ro]]; the run directory and `data.path` are added."""
+
+
+class Env(Struct, frozen=True, kw_only=True):
+    """The software environment of the job."""
+
+    modules: tuple[Module, ...] = ()
+    """Modules to load, in this order, after `module purge`; none: the module system is left alone."""
+    venv: Path | None = None
+    """Virtual environment to activate."""
+    container: Container | None = None
+    """Container in which the ranks run."""
+    setup: tuple[Line, ...] = ()
+    """Lines of shell code that the job runs before the ranks start, as they stand."""
+    python: Path | None = None
+    """Python of the ranks; if absent: `python` of the venv or container, else the one that runs hpctrain now."""
+
+
+class Dist(Struct, frozen=True, kw_only=True):
+    """How the ranks find each other."""
+
+    strategy: Literal["ddp"] = "ddp"
+    """Data-parallel strategy: PyTorch DistributedDataParallel."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """Collective library; auto: nccl on GPUs, gloo on CPUs."""
+    launcher: Literal["srun", "torchrun"] = "srun"
+    """What starts the ranks inside a Slurm job: one task per rank, or one torchrun agent per node."""
+    ranks: Positive | None = None
+    """Ranks without Slurm; with Slurm it must equal nodes x ranks per node."""
+    interface: Interface | None = None
+    """Network interface for rendezvous and collectives; if absent: the one that routes to rank 0."""
+    host_suffix: HostSuffix = ""
+    """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
+    timeout: Positive = 600
+    """Seconds that ranks wait for each other, at the start and in a collective."""
+
+
+class SyntheticArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of `dataset: synthetic`."""
+
+    shape: tuple[Positive, Positive, Positive] = (1, 28, 28)
+    """Shape of one image: channels, height, width."""
+    classes: Annotated[int, Meta(ge=2)] = 10
+    """Number of classes."""
+
+
+class NoArgs(Struct, frozen=True, kw_only=True):
+    """A choice that takes no arguments."""
+
+
+class Data(Struct, frozen=True, kw_only=True):
+    """The dataset."""
+
+    dataset: Literal["mnist", "digits", "synthetic"]
+    """mnist: IDX files, .gz or not; digits: 1,797 real handwritten 8 x 8 digits that come along; synthetic: random images for benchmarks."""
+    path: Path | None = None
+    """Directory of the files; for mnist `$HPCTRAIN_DATA/mnist` if absent."""
+    samples: Positive | None = None
+    """Use only the first so many training samples; for synthetic: how many there are (default 10,000)."""
+    args: dict[str, Any] = {}
+    """Arguments of the dataset; for synthetic: shape, classes."""
+
+
+class MlpArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of `model: {name: mlp}`."""
+
+    hidden: tuple[Positive, ...] = (128,)
+    """Widths of the hidden layers."""
+
+
+class CnnArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of `model: {name: cnn}`."""
+
+    channels: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (32, 64)
+    """Channels of the blocks; each is a 3 x 3 convolution, ReLU and 2 x 2 max pooling."""
+    hidden: Positive = 128
+    """Width of the dense layer after the blocks."""
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """The model."""
+
+    name: Literal["mlp", "cnn"] | Function
+    """mlp, cnn, or the user's own function as package.module:function, called with `args` and returning a torch.nn.Module."""
+    args: dict[str, Any] = {}
+    """Arguments of the model."""
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """The batch. Give one of `global` and `per_rank`; the other follows."""
+
+    global_: Positive | None = field(default=None, name="global")
+    """Samples per optimizer step over all ranks."""
+    per_rank: Positive | None = None
+    """Samples of one rank in one pass; the global batch is per_rank x accumulate x ranks."""
+    accumulate: Positive = 1
+    """Passes of each rank per optimizer step."""
+    tail: Literal["keep", "drop"] = "keep"
+    """The last, smaller batch of an epoch is trained on, or dropped."""
+
+
+class Optim(Struct, frozen=True, kw_only=True):
+    """The optimizer and its learning rate."""
+
+    name: Literal["sgd"] = "sgd"
+    """Stochastic gradient descent."""
+    lr: Annotated[float, Meta(gt=0)]
+    """Learning rate at `base_batch`; what is used follows from `scale`."""
+    base_batch: Positive | None = None
+    """Global batch for which `lr` was chosen; if absent the rate is used as it stands."""
+    scale: Literal["linear", "none"] = "linear"
+    """linear: lr x global batch / base_batch (Goyal et al. 2017, section 2.1); none: lr as it stands."""
+    warmup: Duration = Duration(0, "steps")
+    """Length of the linear ramp from lr / warm-up steps to the full rate (Goyal et al. 2017, section 2.2)."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """constant; step: times `decay` every `decay_every`; cosine: to zero at the end (Loshchilov & Hutter 2017, without restarts)."""
+    decay: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """Factor of the step schedule."""
+    decay_every: Duration = Duration(30, "epochs")
+    """Length between two decays of the step schedule."""
+    momentum: Fraction = 0.0
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs momentum > 0."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on every parameter, as torch.optim.SGD applies it."""
+
+
+class Train(Struct, frozen=True, kw_only=True):
+    """How long to train. Give one of `epochs` and `steps`."""
+
+    epochs: Positive | None = None
+    """Passes over the training set."""
+    steps: Positive | None = None
+    """Optimizer steps."""
+    eval_every: Duration = Duration(1, "epochs")
+    """Length between two evaluations on the test set; the end is always evaluated."""
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """Checkpoints."""
+
+    every: Duration = Duration(1, "epochs")
+    """Length between two checkpoints; the last step is always saved."""
+    keep: Positive = 2
+    """How many of the newest to keep."""
+
+
+class Restart(Struct, frozen=True, kw_only=True):
+    """How many attempts may end by each cause before the run ends as failed; a user's error never restarts."""
+
+    preempted: Count = 1000
+    """Told to stop by TERM: preempted, or drained by the site."""
+    time_limit: Count = 1000
+    """Told to stop by USR2: the time limit was near."""
+    node_failure: Count = 5
+    """Ended without a word: the node died and Slurm requeued the job."""
+    rank_killed: Count = 3
+    """A rank was killed by a signal."""
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """What is written during training."""
+
+    every: Duration = Duration(50, "steps")
+    """Length between two lines of metrics.jsonl."""
+    samples: bool = False
+    """Write which samples each rank saw in each step (attempts/N/samples)."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """One run: `model`, `data`, `batch`, `optim` and `train`, or `command` alone."""
+
+    name: Name
+    """Name of the run, of its directory and of its job."""
+    runs: Path = "./runs"
+    """Where run directories are made."""
+    seed: Count = 0
+    """Seed of the initial weights and of the order of samples."""
+    device: Device = "auto"
+    """auto: cuda where GPUs are asked for, else cpu. A rank that was promised a GPU and has none is an error."""
+    slurm: Slurm = Slurm()
+    env: Env = Env()
+    dist: Dist = Dist()
+    data: Data | None = None
+    model: Model | None = None
+    batch: Batch | None = None
+    optim: Optim | None = None
+    precision: Precision = "fp32"
+    """fp32; bf16: autocast in bfloat16 with float32 weights; fp64: for proofs of equality."""
+    train: Train | None = None
+    checkpoint: Checkpoint = Checkpoint()
+    restart: Restart = Restart()
+    log: Log = Log()
+    command: tuple[str, ...] | None = None
+    """A program to start as every rank instead of hpctrain's own training, such as [python, train.py, --epochs, "3"]."""
+
+
+MODEL_ARGS: dict[str, type[Struct]] = {"mlp": MlpArgs, "cnn": CnnArgs}
+"""The classes of the arguments of the models that come along."""
+
+DATASET_ARGS: dict[str, type[Struct]] = {"mnist": NoArgs, "digits": NoArgs, "synthetic": SyntheticArgs}
+"""The classes of the arguments of the datasets."""
+
+
+def arguments(kind: type[Struct], given: dict[str, Any]) -> Any:
+    """Build the argument class of a model or dataset from the checked `args` of its section."""
+    return msgspec.convert(given, kind)

@@ -1,0 +1,78 @@
+"""`Config` -> YAML that `load` reads back to an equal one, and that people can read."""
+
+import re
+from typing import Any
+
+import msgspec
+import yaml
+
+from hpctrain.config import scalars
+from hpctrain.config.duration import Duration
+from hpctrain.config.schema import Config
+
+_BARE = re.compile(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]*")
+"""Text that needs no escapes; what has others, or several lines, goes in double quotes."""
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Quotes what the core schema of YAML 1.2 would not read as text; repeats instead of making aliases."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        """Return the tag of a plain scalar, by the same table that `load` reads with."""
+        if kind is not yaml.ScalarNode:
+            return "tag:yaml.org,2002:seq" if kind is yaml.SequenceNode else "tag:yaml.org,2002:map"
+        is_text = not implicit[0] or (scalars.is_text(value) and value != "<<")
+        return "tag:yaml.org,2002:str" if is_text else _tag(value)
+
+    def text(self, data: str) -> yaml.Node:
+        """Return the node of a string."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if _BARE.fullmatch(data) else '"')
+
+    def row(self, data: list[Any]) -> yaml.Node:
+        """Return the node of a list, written in one line."""
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+_Dumper.add_representer(list, _Dumper.row)
+
+
+def text(config: Config) -> str:
+    """Return the config as YAML: what is None, empty or a section of nothing but defaults is left out."""
+    return yaml.dump(
+        _tree(config), Dumper=_Dumper, allow_unicode=True, default_flow_style=False, sort_keys=False, width=1_000_000
+    )
+
+
+def _tree(section: msgspec.Struct) -> dict[str, Any]:
+    tree = {}
+    for field in msgspec.structs.fields(section):
+        value = getattr(section, field.name)
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        untouched = value == default and (value in (None, (), {}) or _is_section(value))
+        if not untouched:
+            tree[field.encode_name] = _plain(value)
+    return tree
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, msgspec.Struct) and not isinstance(value, Duration)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return str(value)
+    if isinstance(value, msgspec.Struct):
+        return _tree(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tag(value: str) -> str:
+    try:
+        read = scalars.resolve(value)
+    except OverflowError:
+        read = 0
+    return f"tag:yaml.org,2002:{'null' if read is None else type(read).__name__}"

@@ -1,0 +1,1 @@
+"""Datasets: found on the login node (`locate`), read and ordered by the ranks (`images`, `order`, `batches`)."""

@@ -1,0 +1,155 @@
+"""Find a dataset and count its samples before the job is queued; no torch, no numpy.
+
+Only the headers and the sizes of the files are read, so this takes a few file-system calls.
+"""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpctrain.config.schema import Data
+from hpctrain.errors import UsageError
+from hpctrain.plan import Samples
+
+MNIST = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+"""Images and labels of the two splits, by the names under which MNIST is published."""
+
+DIGITS = Path(__file__).with_name("digits")
+"""The dataset that comes along; its README names the source."""
+DIGITS_TRAIN = 1500
+DIGITS_TEST = 297
+
+SYNTHETIC_TRAIN = 10_000
+"""Training samples of `dataset: synthetic` unless `data.samples` says otherwise; a fifth as many are for testing."""
+
+_MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_MAGIC = bytes([0, 0, 0x08])  # two zero bytes and the code of uint8; the number of dimensions follows
+
+
+def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
+    """Count the samples of a dataset and find its directory (absolute; None for datasets without files).
+
+    Raises:
+        UsageError: a file is missing, truncated, or not what its name says; or `data.samples` asks for too many.
+    """
+    if data.dataset == "synthetic":
+        train = data.samples or SYNTHETIC_TRAIN
+        return Samples(train=train, test=max(train // 5, 1))
+    if data.dataset == "digits":
+        return Samples(train=_capped(data, DIGITS_TRAIN), test=DIGITS_TEST)
+    directory = _mnist_directory(data, env)
+    counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
+    return Samples(train=_capped(data, counts["train"]), test=counts["test"], path=str(directory))
+
+
+def idx_file(directory: Path, stem: str) -> Path:
+    """Return the IDX file of a name: as it stands, with '.' before `idx` (as some mirrors spell it), or either .gz.
+
+    Raises:
+        UsageError: none of them exists.
+    """
+    dotted = stem.replace("-idx", ".idx")
+    names = [stem, f"{stem}.gz", dotted, f"{dotted}.gz"]
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    raise UsageError(
+        f"{directory}: no {names[0]}, and no {', '.join(names[1:])}",
+        f"put MNIST's four IDX files there (from {_MNIST_SOURCE}), or give their directory: data.path=DIR",
+    )
+
+
+def parse_header(head: bytes) -> tuple[int, ...]:
+    """Return the dimensions that the first bytes of an IDX file of uint8 name, outermost first.
+
+    Format: four bytes of magic, then one big-endian 32-bit size per dimension (Y. LeCun, "The MNIST database").
+
+    Raises:
+        ValueError: these bytes are no such header.
+    """
+    if len(head) < 4 or head[:3] != _MAGIC or not 1 <= head[3] <= 4:
+        raise ValueError(f"starts with {head[:4].hex(' ') or 'nothing'}, not with an IDX header of bytes (00 00 08 ..)")
+    length = header_length(head[3])
+    if len(head) < length:
+        raise ValueError(f"ends inside its header, after {len(head)} of {length} bytes")
+    return struct.unpack(f">{head[3]}I", head[4:length])
+
+
+def header_length(dimensions: int) -> int:
+    """Return the bytes of a header."""
+    return 4 + 4 * dimensions
+
+
+def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
+    if data.path is not None:
+        directory = Path(data.path).expanduser().absolute()
+    elif env.get("HPCTRAIN_DATA"):
+        directory = Path(env["HPCTRAIN_DATA"]).expanduser().absolute() / "mnist"
+    else:
+        raise UsageError(
+            "data.path: where MNIST lies is not said, and HPCTRAIN_DATA is not set",
+            f"download its four IDX files from {_MNIST_SOURCE} and give their directory: data.path=DIR",
+        )
+    if not directory.is_dir():
+        origin = "data.path" if data.path is not None else "HPCTRAIN_DATA/mnist"
+        raise UsageError(f"{origin}: {directory} is no directory", "give the directory of the IDX files: data.path=DIR")
+    return directory
+
+
+def _capped(data: Data, available: int) -> int:
+    if data.samples is not None and data.samples > available:
+        raise UsageError(
+            f"data.samples: {data.samples} are asked for, {data.dataset} has {available} training samples",
+            f"use data.samples={available} or less, or leave it out",
+        )
+    return data.samples or available
+
+
+def _paired(directory: Path, images: str, labels: str) -> int:
+    """Count the images of a split and check that it has as many labels."""
+    image_file, label_file = idx_file(directory, images), idx_file(directory, labels)
+    image_shape, label_shape = _shape(image_file, 3), _shape(label_file, 1)
+    if image_shape[0] != label_shape[0]:
+        raise UsageError(
+            f"{image_file} holds {image_shape[0]} images, {label_file} holds {label_shape[0]} labels",
+            "download both again: they do not belong together",
+        )
+    if image_shape[0] == 0:
+        raise UsageError(f"{image_file} holds no images", "download it again")
+    return image_shape[0]
+
+
+def _shape(path: Path, dimensions: int) -> tuple[int, ...]:
+    """Read the dimensions of an IDX file and check that the file is as long as they say."""
+    again = f"download it again, or check the copy: ls -l {path}"
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(4096)
+            if path.suffix == ".gz":
+                # RFC 1952, section 2.3.1: the last four bytes hold the size of the content modulo 2^32.
+                file.seek(max(size - 4, 0))
+                content = int.from_bytes(file.read(4), "little")
+                head = zlib.decompressobj(wbits=31).decompress(head, max_length=header_length(4))
+            else:
+                content = size
+        shape = parse_header(head)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "give a directory that can be read: data.path=DIR") from None
+    except (ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"{path}: {error}", again) from None
+    if len(shape) != dimensions:
+        raise UsageError(f"{path} has {len(shape)} dimensions, {dimensions} are expected", again)
+    expected = header_length(len(shape)) + math.prod(shape)
+    if content != (expected % 2**32 if path.suffix == ".gz" else expected):
+        # Of a truncated .gz the last four bytes are any bytes, so that no count of bytes can be named.
+        found = "is truncated or damaged" if path.suffix == ".gz" else f"has {content}"
+        raise UsageError(f"{path} should hold {expected} bytes ({' x '.join(map(str, shape))}) but {found}", again)
+    return shape

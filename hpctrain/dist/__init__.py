@@ -1,0 +1,1 @@
+"""How ranks work together: the protocol (`comm`), its implementations, and the choice between them (`connect`)."""

@@ -1,0 +1,52 @@
+"""End a run, on Slurm or on this machine."""
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from hpctrain.errors import ClusterError, UsageError
+from hpctrain.launch import slurm
+from hpctrain.launch.processes import is_alive
+from hpctrain.launch.status import FINAL, status
+from hpctrain.rundir import RunDir, publish, read_json
+
+_WAIT_S = 60
+
+
+def cancel(run: RunDir) -> str:
+    """Cancel a run and wait until nothing of it runs any more; return a sentence about what was done.
+
+    Raises:
+        UsageError: it runs on another machine, or was never submitted.
+        ClusterError: it still runs after a minute.
+    """
+    row = status([run])[0]
+    if row["state"] in FINAL:
+        return f"{run.name} has ended already: {row['state']}"
+    job = read_json(run.job)
+    if job.get("scheduler") == "local" and job.get("host") != platform.node():
+        raise UsageError(f"{run.name} runs on {job.get('host')}, not here", f"type hpctrain cancel there: {run.path}")
+    publish(run.job, msgspec.json.encode(job | {"cancelled": True}))
+    if job.get("scheduler") == "local":
+        pid = int(job["pid"])
+        if is_alive(pid, job.get("pid_start")):
+            os.kill(pid, signal.SIGTERM)
+        _await(run, lambda: not is_alive(pid, job.get("pid_start")))
+    else:
+        job_id = str(row["job_id"])
+        slurm.cancel(job_id)
+        _await(run, lambda: status([run])[0]["state"] in FINAL)
+    return f"{run.name} is cancelled"
+
+
+def _await(run: RunDir, gone: Callable[[], bool]) -> None:
+    deadline, pause = time.monotonic() + _WAIT_S, 0.05
+    while not gone():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{run.name} was told to end but still runs after {_WAIT_S} s", "hpctrain status")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)

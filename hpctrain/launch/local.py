@@ -1,0 +1,180 @@
+"""The local supervisor: runs a frozen run directory as processes of this machine, by the rules of the batch script.
+
+`hpctrain run` calls `Supervisor` itself; `hpctrain submit --scheduler local` starts it in the background as
+`python -m hpctrain.launch.local RUN`. Either way the ranks are `python -m hpctrain.train RUN`, as on Slurm.
+"""
+
+import os
+import platform
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from hpctrain.config.load import load
+from hpctrain.config.schema import Config
+from hpctrain.errors import HpctrainError
+from hpctrain.launch.processes import adopt_orphans, end_children
+from hpctrain.launch.verdict import decide, outcome_of
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir, publish_first, read_json
+
+_KILL_WAIT_S = 5.0  # what Slurm would give, more or less: a rank in the middle of its save needs some
+_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class Supervisor:
+    """Runs the attempts of one run until it is completed, failed or told to stop."""
+
+    def __init__(self, run: RunDir, config: Config, plan: Plan) -> None:
+        self._run, self._config, self._plan = run, config, plan
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._told_s: float | None = None
+        self._stop = False
+
+    def run(self, watch: Callable[[int], None] | None = None) -> int:
+        """Run all attempts; return the exit code of the last.
+
+        Args:
+            watch: called with the attempt's number a few times a second while the ranks run, to show what they do.
+        """
+        adopt_orphans()
+        before = {number: signal.signal(number, self._relay) for number in _RELAYED}
+        try:
+            while True:
+                number = self._run.begin_attempt({
+                    "scheduler": "local",
+                    "job_id": f"local-{os.getpid()}",
+                    "hosts": [platform.node()],
+                    "started": time.time(),
+                })  # fmt: skip
+                code = self._attempt(number, watch or (lambda _: None))
+                publish_first(
+                    self._run.outcome(number),
+                    msgspec.json.encode(outcome_of(code, is_command=self._config.command is not None)),
+                )
+                outcomes = [read_json(self._run.outcome(n)) for n in self._run.attempt_numbers()]
+                verdict = decide(outcomes, self._config.restart)
+                if not verdict.again or self._stop:
+                    if verdict.exit_code:
+                        print(f"hpctrain: {verdict.message}", file=sys.stderr)
+                    return 0 if verdict.exit_code == 0 else 4
+                print(f"hpctrain: {verdict.message}", file=sys.stderr)
+        finally:
+            end_children(_KILL_WAIT_S)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _relay(self, number: int, _frame: object) -> None:
+        """Pass a signal on; the second Ctrl-C or TERM ends the ranks at once."""
+        if number != signal.SIGUSR2:
+            again = self._told_s is not None and time.monotonic() - self._told_s > 0.5
+            number = signal.SIGKILL if again else number
+            self._told_s = self._told_s or time.monotonic()
+            self._stop = True
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def _attempt(self, number: int, watch: Callable[[int], None]) -> int:
+        """Run one attempt; return 0, or the first exit code that was not 0."""
+        python = self._config.env.python or sys.executable
+        with self._run.launch_log(number).open("ab") as log:
+            for rank in range(self._plan.ranks):
+                self._ranks.append(
+                    subprocess.Popen(
+                        [python, "-m", "hpctrain.train", str(self._run.path)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        cwd=self._run.code,
+                        env=rank_environment(self._run, number, rank, self._plan.ranks, os.environ),
+                        process_group=0,  # a Ctrl-C of the terminal reaches the supervisor alone, which relays it
+                    )
+                )
+        if self._stop:  # told to stop while the ranks were being started
+            self._relay(signal.SIGTERM, None)
+        try:
+            return _first_failure(self._ranks, lambda: watch(number))
+        finally:
+            end_children(_KILL_WAIT_S)
+            self._ranks.clear()
+            watch(number)
+
+
+def rank_environment(run: RunDir, attempt: int, rank: int, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of one local rank: torchrun's variables, and where the run is."""
+    return {
+        **env,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "HPCTRAIN_RUN": str(run.path),
+        "HPCTRAIN_ATTEMPT": str(attempt),
+        "HPCTRAIN_HOSTS": platform.node(),
+        "HPCTRAIN_SUPERVISOR": str(os.getpid()),
+        "PYTHONPATH": os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def debug(run: RunDir, config: Config) -> int:
+    """Run the one rank of a debugging session on this terminal, without log files; return its exit code."""
+    number = run.begin_attempt({
+        "scheduler": "local",
+        "job_id": f"local-{os.getpid()}",
+        "hosts": [platform.node()],
+        "started": time.time(),
+    })  # fmt: skip
+    env = rank_environment(run, number, 0, 1, os.environ) | {"HPCTRAIN_DEBUG": "1"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the debugger and the rank
+    code = subprocess.call(
+        [config.env.python or sys.executable, "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env
+    )
+    outcome = outcome_of(code, is_command=config.command is not None)
+    publish_first(run.outcome(number), msgspec.json.encode(outcome))
+    return 4 if code else 0
+
+
+def _first_failure(ranks: list[subprocess.Popen[bytes]], watch: Callable[[], None]) -> int:
+    """Wait until all ranks ended or one failed; a failed rank's code comes back at once, as `srun -K` does it."""
+    poll = select.poll()
+    waiting = {}
+    for rank in ranks:
+        descriptor = os.pidfd_open(rank.pid)
+        poll.register(descriptor, select.POLLIN)
+        waiting[descriptor] = rank
+    try:
+        while waiting:
+            for descriptor, _ in poll.poll(100):
+                poll.unregister(descriptor)
+                os.close(descriptor)
+                if code := waiting.pop(descriptor).wait():
+                    return code
+            watch()
+    finally:
+        for descriptor in waiting:
+            os.close(descriptor)
+    return 0
+
+
+def main() -> None:
+    """Supervise the run directory given as the only argument."""
+    run = RunDir.open(Path(sys.argv[1]))
+    try:
+        config = load(run.config).config
+        plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+        sys.exit(Supervisor(run, config, plan).run())
+    except HpctrainError as error:
+        print(f"hpctrain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Config and plan -> batch script. Pure, but for reading the template.
+
+The template is a constant skeleton with `@{name}` places. Text goes to one of two kinds of place:
+
+- `#SBATCH` lines, read by sbatch's own lexer, which is no shell: there no quoting is safe, so each value must
+  `fullmatch` the pattern of its field in `config.schema` and nothing is quoted;
+- the body, read by bash: there every value is a literal quoted by `shlex.quote`, but for the lines of `env.setup`,
+  which are shell code by intent.
+"""
+
+import os
+import re
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any, ClassVar, get_args
+
+import msgspec
+
+from hpctrain.config.load import Loaded
+from hpctrain.config.schema import Container, Restart, Slurm
+from hpctrain.errors import ConfigError, UsageError
+from hpctrain.plan import Plan
+from hpctrain.rundir import SAFE_PATH, RunDir
+
+OPTIONS = {
+    "partition": "--partition",
+    "account": "--account",
+    "qos": "--qos",
+    "time": "--time",
+    "mem": "--mem",
+    "constraint": "--constraint",
+    "gres": "--gres",
+    "exclude": "--exclude",
+    "nodelist": "--nodelist",
+    "reservation": "--reservation",
+    "dependency": "--dependency",
+    "mail_type": "--mail-type",
+    "mail_user": "--mail-user",
+}
+"""Fields of `slurm` whose text goes to a `#SBATCH` line as it stands, and the option of each."""
+
+_DEFAULT_SIGNAL_S = 120
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class BatchTemplate(string.Template):
+    """A template whose places are `@{name}`; every `$`, `${name}` and lone `@` is the shell's."""
+
+    delimiter = "@"
+    pattern: ClassVar[Any] = (
+        r"@(?:(?P<escaped>(?!))|(?P<named>(?!))|\{(?P<braced>[a-z][a-z0-9_]*)\}|(?P<invalid>(?=\{)))"
+    )
+
+
+def template_file(name: str = "ddp.sbatch") -> Path:
+    """Return a template that comes along: in a wheel it lies inside the package, in a checkout next to it."""
+    here = Path(__file__).resolve().parents[1]
+    inside = here / "jobs" / name
+    return inside if inside.is_file() else here.parent / "jobs" / name
+
+
+def render(loaded: Loaded, plan: Plan, run: RunDir, *, python: str) -> str:
+    """Return the batch script of a run.
+
+    Args:
+        loaded: the config.
+        plan: what follows from it.
+        run: directory of the run; its path goes to `#SBATCH` lines.
+        python: interpreter of the ranks if the config names neither one, nor a venv or container.
+
+    Raises:
+        ConfigError: a value may not stand where it would go.
+        UsageError: the template cannot be read, lacks a place or has an unknown one, or the path is not safe.
+    """
+    if SAFE_PATH.fullmatch(str(run.path)) is None:
+        raise UsageError(
+            f"runs: {str(run.path)!r} holds characters that a batch script cannot carry safely",
+            "use letters, digits and / _ . + @ = , : - only, for instance runs=$HOME/runs",
+        )
+    files = [f"--output={run.path}/slurm-%j.out", f"--chdir={run.path}"]
+    values = places(loaded, plan, python=python)
+    values["sbatch_options"] = _lines([*files, *sbatch_options(loaded, plan)])
+    values["run_directory"] = f"run={quote(str(run.path))}"
+    return fill(template(loaded), values)
+
+
+def template(loaded: Loaded) -> Path:
+    """Return the template of a config: the site's own, or the one that comes along."""
+    asked = loaded.config.slurm.template
+    return Path(absolute(asked)) if asked else template_file()
+
+
+def fill(path: Path, values: Mapping[str, str]) -> str:
+    """Fill a template's places.
+
+    Raises:
+        UsageError: it cannot be read, lacks a place or has an unknown one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"slurm.template: cannot read {path}: {why}") from None
+    found = list(BatchTemplate.pattern.finditer(text))
+    allowed = "places are " + ", ".join(f"@{{{name}}}" for name in sorted(values))
+    for match in found:
+        if match["braced"] not in values:
+            line = text.count("\n", 0, match.start()) + 1
+            start = text[match.start() :].split("\n", 1)[0].split("}", 1)[0][:40]
+            raise UsageError(f"{path}:{line}: unknown place {start!r}", allowed)
+    missing = sorted(values.keys() - {match["braced"] for match in found})
+    if missing:
+        raise UsageError(
+            f"{path} lacks {', '.join(f'@{{{name}}}' for name in missing)}: what the config says there would be lost",
+            f"start again from a copy of {template_file()}; its {allowed}",
+        )
+    return BatchTemplate(text).substitute(values)
+
+
+def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
+    """Return the options of a job, without those that depend on where the run directory is.
+
+    Raises:
+        ConfigError: one line for each value that may not stand in a `#SBATCH` line.
+    """
+    config, slurm = loaded.config, loaded.config.slurm
+    torchrun = config.dist.launcher == "torchrun"
+    problems = _refused(loaded)
+    counts = {
+        "--nodes": plan.nodes,
+        "--ntasks-per-node": 1 if torchrun else plan.ranks_per_node,
+        "--cpus-per-task": (slurm.cpus_per_task or 0) * (plan.ranks_per_node if torchrun else 1),
+        "--gpus-per-node": slurm.gpus_per_node,
+    }
+    # Without --requeue Slurm also refuses `scontrol requeue`; the script holds each cause to its own budget.
+    restarts = any(msgspec.structs.astuple(config.restart))
+    options = [
+        f"--job-name={config.name}",
+        "--open-mode=append",
+        "--requeue" if restarts else "--no-requeue",
+        *(f"{option}={count:d}" for option, count in counts.items() if count),
+        *(f"{option}={getattr(slurm, name)}" for name, option in OPTIONS.items() if getattr(slurm, name) is not None),
+    ]
+    signal_s = None if problems else _signal_s(loaded, problems)
+    if problems:
+        raise ConfigError(problems)
+    return [*options, f"--signal=USR2@{signal_s}"] if signal_s else options
+
+
+def _refused(loaded: Loaded) -> list[str]:
+    """Hold the values of `#SBATCH` lines against their patterns once more: a Config can be made without `load`."""
+    config, problems = loaded.config, []
+    checks = [(name, f"slurm.{name}", getattr(config.slurm, name), Slurm) for name in OPTIONS]
+    for name, key, value, kind in [*checks, ("name", "name", config.name, type(config))]:
+        if value is None:
+            continue
+        pattern, expect = allowed_text(kind, name)
+        if not isinstance(value, str) or _CONTROL.search(value) or re.fullmatch(pattern, value, re.ASCII) is None:
+            problems.append(loaded.problem(key, f"expected {expect}, got {str(value)[:80]!r}"))
+    return problems
+
+
+def allowed_text(kind: type[msgspec.Struct], name: str) -> tuple[str, str]:
+    """Return the pattern of a text field, and the words for what it wants; the schema is their one home."""
+    annotation = kind.__annotations__[name]
+    for option in (annotation, *get_args(annotation)):
+        for meta in getattr(option, "__metadata__", ()):
+            if isinstance(meta, msgspec.Meta) and meta.extra and "pattern" in meta.extra:
+                return meta.extra["pattern"], meta.extra["expect"]
+    raise AssertionError(f"{kind.__name__}.{name} goes to a #SBATCH line and has no pattern")
+
+
+def _signal_s(loaded: Loaded, problems: list[str]) -> int | None:
+    """Seconds before the limit at which the ranks are told to stop: as asked, else 120 or a quarter of the time."""
+    config, slurm = loaded.config, loaded.config.slurm
+    limit_s = seconds(slurm.time) if slurm.time else None
+    if slurm.signal_s is not None:
+        if limit_s is not None and slurm.signal_s >= limit_s:
+            problems.append(
+                loaded.problem(
+                    "slurm.signal_s", f"{slurm.signal_s} s before the end of {slurm.time} is before the start; use less"
+                )
+            )
+        return slurm.signal_s
+    if limit_s is None or config.command is not None:
+        return None
+    return max(1, min(_DEFAULT_SIGNAL_S, limit_s // 4))
+
+
+def seconds(time: str) -> int:
+    """Read a time limit as the schema allows it: HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, rest = parts + [0] * (3 - len(parts))
+    return (int(days) * 86400 if dash else 0) + hours * 3600 + minutes * 60 + rest
+
+
+def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
+    """Return what goes to the places of the script's body."""
+    config, env = loaded.config, loaded.config.env
+    relay = config.dist.launcher == "torchrun"
+    rank = f'"$python" -m {"hpctrain.train.relay" if relay else "hpctrain.train"} "$run"'
+    srun_options: list[str] = []
+    if env.container is not None:
+        mounts = _mounts(loaded, env.container, plan)
+        image = _image(env.container.image)
+        if env.container.runtime == "pyxis":
+            listed = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+            srun_options = [
+                f"--container-image={quote(image)}",
+                f'--container-mounts="$run:$run"{quote("," + listed) if listed else ""}',
+                "--no-container-entrypoint",
+            ]
+        else:
+            binds = "".join(f" --bind {quote(mount)}" for mount in mounts)
+            nv = " --nv" if plan.device == "cuda" else ""
+            rank = f'apptainer exec{nv} --bind "$run"{binds} {quote(image)} {rank}'
+    restart = config.restart
+    return {
+        "python": quote(_python(loaded, python)),
+        "modules": " ".join(quote(module) for module in env.modules),
+        "venv": quote(absolute(env.venv)) if env.venv else "''",
+        "setup": _setup(env.setup),
+        "runs_command": "yes" if config.command is not None else "''",
+        "budgets": " ".join(f"[{cause}]={getattr(restart, cause):d}" for cause in Restart.__struct_fields__),
+        "srun_options": "".join(f"{option} " for option in srun_options),
+        "rank_command": rank,
+    }
+
+
+def _python(loaded: Loaded, python: str) -> str:
+    env = loaded.config.env
+    if env.python is not None:
+        return env.python
+    return "python" if env.venv or env.container else python
+
+
+def _setup(lines: tuple[str, ...]) -> str:
+    # A carriage return or another line break in a line would be a line that nobody has read.
+    for line in lines:
+        if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", line):
+            raise ConfigError([f"env.setup: control characters in {line[:80]!r}"])
+    return "\n".join(["# env.setup, as it stands in the config:", *lines]) if lines else "# env.setup is empty"
+
+
+def _mounts(loaded: Loaded, container: Container, plan: Plan) -> list[str]:
+    """Directories to show in a container next to the run directory; both runtimes split at commas and colons."""
+    data = loaded.config.data
+    path = plan.data_path or (data.path if data else None)
+    shown = [absolute(path)] if path else []
+    if any(character in path for path in shown for character in ",:"):
+        raise ConfigError([loaded.problem("data.path", "a container cannot show a path with a comma or colon")])
+    return [*container.mounts, *shown]
+
+
+def _image(image: str) -> str:
+    is_path = image.startswith(("/", "./", "../", "~")) or image.endswith((".sif", ".sqsh"))
+    return absolute(image) if is_path and "://" not in image else image
+
+
+def absolute(path: str) -> str:
+    """Expand `~` and make a path absolute here, because the job starts somewhere else."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 -- text in, text out; a Path would be undone at once
+
+
+def _lines(options: list[str]) -> str:
+    return "\n".join(f"#SBATCH {option}" for option in options)

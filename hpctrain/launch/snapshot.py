@@ -1,0 +1,101 @@
+"""The code snapshot of a run: the job runs what was there at submission, whatever is edited afterwards."""
+
+import fnmatch
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import hpctrain
+from hpctrain.config.schema import Config
+from hpctrain.errors import UsageError
+
+LIMIT_MIB = 50
+SECRETS = (
+    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc", ".pgpass"),
+    *("credentials*", "secrets*", "*.kdbx", ".htpasswd", "wandb-key*", "token", "token.*"),
+)
+"""Names of files that are never copied into a run directory."""
+
+_SKIPPED_FOLDERS = {"__pycache__", "node_modules", "venv", "site-packages"}
+
+
+def take(config: Config, project: Path, code: Path) -> list[str]:
+    """Copy the project's files and the hpctrain package to `code`; return the names that were left out as secrets.
+
+    In a git repository these are the files that git tracks or would track, below the working directory. Elsewhere
+    files are copied only if the config names code of the user's own.
+
+    Raises:
+        UsageError: they are more than 50 MiB.
+    """
+    code.mkdir(mode=0o700)
+    names = _tracked(project)
+    if names is None:
+        names = _walked(project) if uses_own_code(config) else []
+    hidden = [name for name in names if any(fnmatch.fnmatch(os.path.basename(name), secret) for secret in SECRETS)]  # noqa: PTH119
+    _copy(project, [name for name in names if name not in set(hidden)], code)
+    package = Path(hpctrain.__file__).parent
+    shutil.copytree(package, code / "hpctrain", dirs_exist_ok=True, symlinks=False)
+    return hidden
+
+
+def uses_own_code(config: Config) -> bool:
+    """Say whether the config names code of the user's own: a command, or package.module:function."""
+    return config.command is not None or (config.model is not None and ":" in config.model.name)
+
+
+def revision(project: Path) -> dict[str, str | bool]:
+    """Return git's commit and whether there are changes, or nothing outside a repository."""
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"commit": commit.strip(), "changed": bool(_git(project, "status", "--porcelain"))}
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(project), *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _tracked(project: Path) -> list[str] | None:
+    listed = _git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
+    return None if listed is None else [name for name in listed.split("\0") if name]
+
+
+def _walked(project: Path) -> list[str]:
+    names = []
+    for folder, subfolders, files in os.walk(project):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".")
+            and name not in _SKIPPED_FOLDERS
+            and not (Path(folder) / name / "pyvenv.cfg").exists()
+            and not (Path(folder) / name / "plan.json").exists()  # a run directory
+        ]
+        names += [os.path.relpath(os.path.join(folder, name), project) for name in files]  # noqa: PTH118
+    return names
+
+
+def _copy(project: Path, names: list[str], code: Path) -> None:
+    left = LIMIT_MIB << 20
+    for name in names:
+        source, target = project / name, code / name
+        if not source.is_file():  # deleted but still tracked, a submodule, or a link that leads nowhere
+            continue
+        left -= source.stat().st_size
+        if left < 0:
+            largest = sorted(((project / n).stat().st_size, n) for n in names if (project / n).is_file())[-3:]
+            listed = ", ".join(f"{n} ({size >> 20} MiB)" for size, n in reversed(largest))
+            raise UsageError(
+                f"the code in {project} is more than {LIMIT_MIB} MiB; the largest files: {listed}",
+                "list data and results in .gitignore, or run hpctrain from the directory that holds the code alone",
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)

@@ -1,0 +1,103 @@
+"""Freeze a run directory, then hand it to Slurm or to the local supervisor."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+import hpctrain
+from hpctrain.config.load import Loaded, dump
+from hpctrain.errors import HpctrainError
+from hpctrain.launch import slurm, snapshot
+from hpctrain.launch.processes import start_time
+from hpctrain.launch.render import render
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir, publish, remember_root, tree_hash
+
+
+def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
+    """Make the run directory: config, plan, code, environment record and batch script. It never changes again.
+
+    Raises:
+        UsageError: the directory cannot be made, or the code is too large; nothing is left of it then.
+    """
+    config, project = loaded.config, Path.cwd()
+    run = RunDir.create(Path(config.runs), config.name)
+    try:
+        hidden = snapshot.take(config, project, run.code)
+        publish(run.config, dump(config).encode())
+        publish(run.plan, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+        record = {
+            "hpctrain": hpctrain.__version__,
+            "python": sys.executable,
+            "python_version": platform.python_version(),
+            "host": platform.node(),
+            "argv": list(argv),
+            "cwd": str(project),
+            "git": snapshot.revision(project),
+            "code": tree_hash(run.code),
+            "left_out": hidden,
+            "created": time.time(),
+        }
+        publish(run.env, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        publish(run.script, render(loaded, plan, run, python=sys.executable).encode())
+    except BaseException:
+        run.remove()
+        raise
+    remember_root(run.path.parent)
+    return run
+
+
+def to_slurm(run: RunDir) -> str:
+    """Queue the run; return its job id, which is recorded as soon as Slurm has given it.
+
+    Raises:
+        ClusterError: Slurm refused; nothing is left of the run directory then.
+    """
+    try:
+        job_id = slurm.submit(run.script)
+    except HpctrainError:
+        run.remove()
+        raise
+    publish(run.job, msgspec.json.encode({"scheduler": "slurm", "job_id": job_id, "submitted": time.time()}))
+    return job_id
+
+
+def to_background(run: RunDir) -> str:
+    """Start the local supervisor as a process of its own; return its job id, `local-PID`."""
+    with (run.path / "supervisor.log").open("ab") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "hpctrain.launch.local", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(run.code), *_python_path()])},
+            start_new_session=True,
+        )
+    return record_local(run, supervisor.pid)
+
+
+def record_local(run: RunDir, pid: int) -> str:
+    """Write job.json of a run under the local supervisor with process id `pid`."""
+    job_id = f"local-{pid}"
+    publish(
+        run.job,
+        msgspec.json.encode({
+            "scheduler": "local",
+            "job_id": job_id,
+            "pid": pid,
+            "pid_start": start_time(pid),
+            "host": platform.node(),
+            "submitted": time.time(),
+        }),
+    )  # fmt: skip
+    return job_id
+
+
+def _python_path() -> list[str]:
+    return [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []

@@ -1,0 +1,1 @@
+"""Models by name, and the user's own as `package.module:function`."""

@@ -1,0 +1,229 @@
+"""config -> Plan: ranks, batches, steps and rates. Pure: the launcher prints a plan, the ranks assert the same one."""
+
+from typing import Literal
+
+import msgspec
+
+from hpctrain import schedule
+from hpctrain.config.duration import Duration
+from hpctrain.config.load import Loaded
+from hpctrain.config.schema import Config
+from hpctrain.errors import ConfigError
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """How many nodes, and ranks on each of them."""
+
+    nodes: int
+    ranks_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in all."""
+        return self.nodes * self.ranks_per_node
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the dataset before any rank runs; None: unknown until counted."""
+
+    train: int | None = None
+    test: int | None = None
+    path: str | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What will run. `None` where a `command` decides for itself, or samples are not counted yet."""
+
+    name: str
+    seed: int
+    nodes: int
+    ranks_per_node: int
+    ranks: int
+    device: Literal["cpu", "cuda"]
+    backend: Literal["gloo", "nccl"]
+    precision: str
+    data_path: str | None = None
+    train_samples: int | None = None
+    test_samples: int | None = None
+    batch_per_rank: int | None = None
+    accumulate: int | None = None
+    global_batch: int | None = None
+    lr_asked: float | None = None
+    lr_used: float | None = None
+    steps_per_epoch: int | None = None
+    samples_per_rank: int | None = None
+    total_steps: int | None = None
+    warmup_steps: int | None = None
+    decay_every_steps: int | None = None
+    eval_every_steps: int | None = None
+    checkpoint_every_steps: int | None = None
+    log_every_steps: int | None = None
+
+
+def layout_on_slurm(loaded: Loaded) -> Layout:
+    """Ranks of a Slurm job: nodes x (ranks_per_node, else gpus_per_node, else 1).
+
+    Raises:
+        ConfigError: `dist.ranks` asks for another number.
+    """
+    slurm, asked = loaded.config.slurm, loaded.config.dist.ranks
+    layout = Layout(nodes=slurm.nodes, ranks_per_node=slurm.ranks_per_node or slurm.gpus_per_node or 1)
+    if asked is not None and asked != layout.ranks:
+        raise ConfigError([
+            loaded.problem(
+                "dist.ranks",
+                f"{asked} ranks are asked for, but slurm gives {layout.nodes} nodes x {layout.ranks_per_node} = "
+                f"{layout.ranks}; change slurm.nodes or slurm.ranks_per_node, or leave dist.ranks out",
+            )
+        ])  # fmt: skip
+    return layout
+
+
+def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
+    """Ranks on this machine: `ranks`, else dist.ranks, else those of one node."""
+    slurm = loaded.config.slurm
+    return Layout(
+        nodes=1, ranks_per_node=ranks or loaded.config.dist.ranks or slurm.ranks_per_node or slurm.gpus_per_node or 1
+    )
+
+
+def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
+    """Work out the plan.
+
+    Raises:
+        ConfigError: the numbers do not fit, such as a global batch that the ranks do not divide.
+    """
+    config = loaded.config
+    device: Literal["cpu", "cuda"] = (
+        config.device if config.device != "auto" else "cuda" if config.slurm.gpus_per_node else "cpu"
+    )
+    backend: Literal["gloo", "nccl"] = (
+        config.dist.backend if config.dist.backend != "auto" else "nccl" if device == "cuda" else "gloo"
+    )
+    problems: list[str] = []
+    if backend == "nccl" and device == "cpu":
+        problems.append(
+            loaded.problem("dist.backend", "nccl needs GPUs, but the device is cpu; use auto or gloo, or device: cuda")
+        )
+    if device == "cuda" and 0 < config.slurm.gpus_per_node < layout.ranks_per_node:
+        problems.append(
+            loaded.problem(
+                "slurm.ranks_per_node" if config.slurm.ranks_per_node else "slurm.gpus_per_node",
+                f"{layout.ranks_per_node} ranks share {config.slurm.gpus_per_node} GPUs of a node; "
+                "give each rank its own GPU, or use device: cpu",
+            )
+        )
+    base = Plan(
+        name=config.name,
+        seed=config.seed,
+        nodes=layout.nodes,
+        ranks_per_node=layout.ranks_per_node,
+        ranks=layout.ranks,
+        device=device,
+        backend=backend,
+        precision=config.precision,
+    )
+    if config.command is None:
+        base = _training(base, loaded, samples, problems)
+    if problems:
+        raise ConfigError(problems)
+    return base
+
+
+def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str]) -> Plan:
+    """Add the batch, the steps and the rates to a plan; what does not fit goes to `problems`."""
+    config = loaded.config
+    batch, optim, train = config.batch, config.optim, config.train
+    if batch is None or optim is None or train is None:
+        raise AssertionError("hpctrain.config.check lets no such config pass")
+    passes = base.ranks * batch.accumulate
+    per_rank = batch.per_rank or 0
+    if batch.global_ is not None:
+        per_rank, rest = divmod(batch.global_, passes)
+        if rest or not per_rank:
+            problems.append(loaded.problem("batch.global", _indivisible(batch.global_, base.ranks, batch.accumulate)))
+            return base
+    global_batch = per_rank * passes
+    base = msgspec.structs.replace(
+        base,
+        data_path=samples.path,
+        train_samples=samples.train,
+        test_samples=samples.test,
+        batch_per_rank=per_rank,
+        accumulate=batch.accumulate,
+        global_batch=global_batch,
+        lr_asked=optim.lr,
+        lr_used=schedule.scaled_lr(optim.lr, rule=optim.scale, global_batch=global_batch, base_batch=optim.base_batch),
+    )
+    if samples.train is None:
+        return base
+    steps_per_epoch = samples.train // global_batch if batch.tail == "drop" else -(-samples.train // global_batch)
+    if steps_per_epoch == 0:
+        problems.append(
+            loaded.problem(
+                "batch.global" if batch.global_ else "batch.per_rank",
+                f"the global batch of {global_batch} is larger than the {samples.train} training samples, and "
+                "tail: drop leaves nothing; use a smaller batch or tail: keep",
+            )
+        )
+        return base
+    total = train.steps or (train.epochs or 0) * steps_per_epoch
+
+    def steps(length: Duration) -> int:
+        return schedule.to_steps(length, steps_per_epoch=steps_per_epoch, total_steps=total)
+
+    return msgspec.structs.replace(
+        base,
+        steps_per_epoch=steps_per_epoch,
+        samples_per_rank=-(-samples.train // base.ranks)
+        if batch.tail == "keep"
+        else steps_per_epoch * per_rank * batch.accumulate,
+        total_steps=total,
+        warmup_steps=steps(optim.warmup),
+        decay_every_steps=steps(optim.decay_every),
+        eval_every_steps=steps(train.eval_every),
+        checkpoint_every_steps=steps(config.checkpoint.every),
+        log_every_steps=steps(config.log.every),
+    )
+
+
+def _indivisible(global_batch: int, ranks: int, accumulate: int) -> str:
+    passes = ranks * accumulate
+    below, above = global_batch // passes * passes, (global_batch // passes + 1) * passes
+    near = f"{below} or {above}" if below else f"{above}"
+    return (
+        f"a global batch of {global_batch} cannot be split evenly over {ranks} ranks x {accumulate} passes; "
+        f"use batch.global={near}"
+    )
+
+
+def describe(plan: Plan, config: Config) -> str:
+    """Return the plan as lines for people: what was asked and what follows."""
+    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
+    rows = [("ranks", f"{plan.ranks} = {nodes} x {plan.ranks_per_node}, {plan.device}, {plan.backend}")]
+    if config.command is not None:
+        rows.append(("command", " ".join(config.command)))
+    else:
+        rows += _training_rows(plan)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+def _training_rows(plan: Plan) -> list[tuple[str, str]]:
+    counted = plan.total_steps is not None
+    unknown = "unknown until counted"
+    return [
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.batch_per_rank} per rank x {plan.accumulate} accumulated"
+            f" x {plan.ranks} ranks",
+        ),
+        ("learning rate", f"{plan.lr_asked:g} asked -> {plan.lr_used:g} used"),
+        ("samples", f"{plan.train_samples} train, {plan.test_samples} test; {plan.samples_per_rank} per rank and epoch")
+        if counted
+        else ("samples", unknown),
+        ("steps", f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in all, {plan.warmup_steps} of warm-up")
+        if counted
+        else ("steps", unknown),
+        ("precision", plan.precision),
+    ]

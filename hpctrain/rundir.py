@@ -1,0 +1,240 @@
+"""Every path of one run, and the few ways to write there; nobody else joins path strings.
+
+RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json
+               code/  ckpt/step_XXXXXXXX/  stage/attempt_N/
+               attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,launch.log}
+               attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from hpctrain.errors import UsageError
+
+SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+@=,:-]*", re.ASCII)
+"""Paths that may stand in a `#SBATCH` line: sbatch's lexer knows backslash, `#`, quotes and `%`."""
+
+
+class RunDir:
+    """The directory of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.yaml"
+        self.plan = path / "plan.json"
+        self.env = path / "env.json"
+        self.script = path / "job.sbatch"
+        self.job = path / "job.json"
+        self.code = path / "code"
+        self.ckpt = path / "ckpt"
+        self.stage = path / "stage"
+        self.attempts = path / "attempts"
+
+    @classmethod
+    def create(cls, runs: Path, name: str) -> "RunDir":
+        """Make a new directory NAME-ID, mode 0700, below `runs`.
+
+        Raises:
+            UsageError: `runs` cannot be written, or its path holds characters that are not safe in a batch script.
+        """
+        root = runs.expanduser().absolute()
+        if SAFE_PATH.fullmatch(str(root)) is None:
+            raise UsageError(
+                f"runs: {str(root)!r} holds characters that a batch script cannot carry safely",
+                "use letters, digits and / _ . + @ = , : - only, for instance runs=$HOME/runs",
+            )
+        stamp = time.strftime("%m%d-%H%M%S")
+        path = root / f"{name}-{stamp}-{secrets.token_hex(2)}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+            for part in ("attempts", "ckpt", "stage"):
+                (path / part).mkdir(mode=0o700)
+        except OSError as error:
+            raise UsageError(
+                f"runs: cannot make a run directory in {root}: {error.strerror}", "give another place: runs=DIR"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """Take an existing run directory.
+
+        Raises:
+            UsageError: there is none, or it cannot be read.
+        """
+        run = cls(path.absolute())
+        try:
+            found = run.config.is_file()
+        except PermissionError:
+            raise UsageError(f"{path}: permission denied; run directories belong to the user who made them") from None
+        if not found:
+            raise UsageError(f"{path} is no run directory: it has no config.yaml", "hpctrain list shows the runs")
+        if not os.access(run.config, os.R_OK):
+            raise UsageError(f"{path}: permission denied; run directories belong to the user who made them")
+        return run
+
+    def remove(self) -> None:
+        """Delete the directory: of a submission that was refused nothing half-made stays."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def attempt(self, number: int) -> Path:
+        """Return the directory of one attempt; attempts count from 1."""
+        return self.attempts / str(number)
+
+    def begin(self, number: int) -> Path:
+        """Job id, hosts and start time of an attempt, written before its ranks start."""
+        return self.attempt(number) / "begin.json"
+
+    def secret(self, number: int) -> Path:
+        """Key of an attempt, mode 0600: ranks prove by it that they belong together."""
+        return self.attempt(number) / "secret"
+
+    def rendezvous(self, number: int) -> Path:
+        """Address of an attempt's rank 0."""
+        return self.attempt(number) / "rendezvous.json"
+
+    def agents(self, number: int) -> Path:
+        """Address at which an attempt's torchrun agents meet."""
+        return self.attempt(number) / "agents.json"
+
+    def launch_log(self, number: int) -> Path:
+        """What the launcher itself says, and ranks before they know their number."""
+        return self.attempt(number) / "launch.log"
+
+    def log(self, number: int, rank: int, stream: Literal["out", "err"]) -> Path:
+        """Standard output or error of a rank."""
+        return self.attempt(number) / "logs" / f"rank_{rank}.{stream}"
+
+    def metrics(self, number: int) -> Path:
+        """One JSON object per interval; rank 0 writes it."""
+        return self.attempt(number) / "metrics.jsonl"
+
+    def outcome(self, number: int) -> Path:
+        """How an attempt ended."""
+        return self.attempt(number) / "outcome.json"
+
+    def samples(self, number: int, rank: int) -> Path:
+        """Which samples a rank saw, with `log.samples: true`."""
+        return self.attempt(number) / "samples" / f"rank_{rank}.jsonl"
+
+    def staging(self, number: int) -> Path:
+        """Where an attempt writes what it has not published yet."""
+        return self.stage / f"attempt_{number}"
+
+    def checkpoint(self, step: int) -> Path:
+        """Directory of the checkpoint after `step` optimizer steps."""
+        return self.ckpt / f"step_{step:08d}"
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the published checkpoints, oldest first."""
+        return sorted(
+            int(path.name[5:]) for path in self.ckpt.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)
+        )
+
+    def attempt_numbers(self) -> list[int]:
+        """Numbers of the attempts so far, oldest first."""
+        try:
+            return sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
+        except FileNotFoundError:
+            return []
+
+    def begin_attempt(self, begin: dict[str, Any]) -> int:
+        """Claim the next attempt number; make its directory, secret and begin.json, as the batch script does in bash."""
+        number = (self.attempt_numbers() or [0])[-1] + 1
+        while True:
+            try:
+                self.attempt(number).mkdir(mode=0o700)
+                break
+            except FileExistsError:  # another attempt claimed it in between
+                number += 1
+        (self.attempt(number) / "logs").mkdir(mode=0o700)
+        publish(self.secret(number), secrets.token_hex(32).encode())
+        publish(self.begin(number), msgspec.json.encode(begin))
+        return number
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 so that a reader sees all of it or none, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def publish_first(path: Path, content: bytes) -> bool:
+    """Publish a file unless it is there already; say whether this call made it. The first of many ranks wins."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.first")
+    publish(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def tree_hash(root: Path) -> str:
+    """Return the SHA-256 over the names and contents of all files below `root`, byte code left out."""
+    digest = hashlib.sha256()
+    names = sorted(
+        os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 - Path objects cost more than the hashing
+        for folder, _, files in os.walk(root)
+        if not folder.endswith("__pycache__")
+        for name in files
+    )
+    for name in names:
+        with open(os.path.join(root, name), "rb") as file:  # noqa: PTH118, PTH123
+            digest.update(f"{name}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _roots_file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "hpctrain" / "roots"
+
+
+def _noted_roots() -> list[Path]:
+    try:
+        return [Path(line) for line in _roots_file().read_text().splitlines()]
+    except OSError:
+        return []
+
+
+def remember_root(root: Path) -> None:
+    """Note where run directories are made, so that `hpctrain status JOB` finds them from anywhere."""
+    if root not in _noted_roots():
+        try:
+            _roots_file().parent.mkdir(parents=True, exist_ok=True)
+            with _roots_file().open("a") as file:
+                file.write(f"{root}\n")
+        except OSError:  # a read-only home costs the short way to a run, not the run
+            return
+
+
+def known_roots() -> list[Path]:
+    """Return the directories in which runs were made, `./runs` first, those that still exist."""
+    roots = dict.fromkeys([Path("runs").absolute(), *_noted_roots()])
+    return [root for root in roots if root.is_dir()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON object of a run; `{}` if it is not there or not whole."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

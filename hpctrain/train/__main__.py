@@ -1,0 +1,198 @@
+"""The entry point of every rank: `python -m hpctrain.train RUN`, however it was started.
+
+1. Who am I? (`world.from_env`)  2. Log to the files of this rank.  3. Does the frozen config give the frozen plan?
+4. World proof.  5. Train, or become the user's program.  6. Leave: 0 after the agreed end, else diagnostics and out.
+
+Nothing here imports torch before the world is proven: a wrong world ends in milliseconds.
+"""
+
+import hashlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from hpctrain import plan as planning
+from hpctrain.config.load import Loaded, load
+from hpctrain.dist import interface
+from hpctrain.errors import HpctrainError, JobError, UsageError, WorldError
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir, publish_first, read_json, tree_hash
+from hpctrain.train import proof
+from hpctrain.world import World, from_env
+
+
+def main() -> None:
+    """Run one rank; never returns after an error."""
+    debug = os.environ.get("HPCTRAIN_DEBUG") == "1"
+    world: World | None = None
+    run: RunDir | None = None
+    attempt = 0
+    try:
+        run = RunDir.open(Path(_argument()))
+        attempt = int(os.environ["HPCTRAIN_ATTEMPT"])
+        world = from_env()
+        if not debug:
+            _log_to_files(run, attempt, world.rank)
+        _die_with_supervisor()
+        _run_rank(run, attempt, world, debug=debug)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        _leave(error, run, attempt, world, debug=debug)
+
+
+def _argument() -> str:
+    if len(sys.argv) != 2 or "HPCTRAIN_ATTEMPT" not in os.environ:
+        raise UsageError(
+            "python -m hpctrain.train RUN is started by the batch script or the local supervisor",
+            "type hpctrain run CONFIG or hpctrain submit CONFIG",
+        )
+    return sys.argv[1]
+
+
+def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
+    loaded = load(run.config)
+    plan = _asserted_plan(run, loaded)
+    expected = proof.Expectation(
+        plan=plan,
+        hosts=tuple(os.environ.get("HPCTRAIN_HOSTS", world.host).split()),
+        cpus_per_task=loaded.config.slurm.cpus_per_task if "SLURM_JOB_ID" in os.environ else None,
+        timeout_s=loaded.config.dist.timeout,
+    )
+    proof.check_size(world, expected)
+    config = loaded.config
+    address = None
+    if world.rank == 0:
+        address = interface.publishable_address(
+            interface=config.dist.interface,
+            host=world.host,
+            suffix=config.dist.host_suffix,
+            peers=[host for host in expected.hosts if host != world.host],
+            nodes=plan.nodes,
+        )
+    joined = proof.join(_claim(run, attempt, world, plan), expected, run, address)
+    network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
+    print(f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", flush=True)
+    if config.command is not None:
+        from hpctrain.train import script
+
+        script.become(config.command, world, joined, network)
+    else:
+        from hpctrain.train import session
+
+        session.run(run, attempt, config, plan, world, joined, network, debug=debug)
+
+
+def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
+    """Read the frozen plan and work it out again from the frozen config: what was planned is what runs."""
+    try:
+        frozen = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
+    except (OSError, msgspec.DecodeError) as error:
+        raise WorldError(f"{run.plan} cannot be read: {error}") from None
+    layout = planning.Layout(nodes=frozen.nodes, ranks_per_node=frozen.ranks_per_node)
+    samples = planning.Samples(train=frozen.train_samples, test=frozen.test_samples, path=frozen.data_path)
+    again = planning.make(loaded, layout, samples)
+    differing = [
+        f"{field}: {getattr(frozen, field)} planned, {getattr(again, field)} now"
+        for field in Plan.__struct_fields__
+        if getattr(frozen, field) != getattr(again, field)
+    ]
+    if differing:
+        raise WorldError(
+            f"{run.config} no longer gives the plan of {run.plan}:\n  " + "\n  ".join(differing),
+            "a run directory is frozen; submit the changed config as a new run",
+        )
+    return frozen
+
+
+def _claim(run: RunDir, attempt: int, world: World, plan: Plan) -> proof.Claim:
+    frozen_code = str(read_json(run.env).get("code", ""))
+    # one rank of a node reads the snapshot: the others see the same files
+    code = tree_hash(run.code) if world.local_rank == 0 and run.code.is_dir() else frozen_code
+    if frozen_code and code != frozen_code:
+        raise WorldError(
+            f"{run.code} on {world.host} is not the code that was submitted (hash {code[:12]}, not {frozen_code[:12]})",
+            "submit again to run changed code",
+        )
+    return proof.Claim(
+        rank=world.rank,
+        size=world.size,
+        local_rank=world.local_rank,
+        host=world.host,
+        job=os.environ.get("SLURM_JOB_ID") or str(read_json(run.begin(attempt)).get("job_id", "")),
+        attempt=attempt,
+        config=hashlib.sha256(run.config.read_bytes() + run.plan.read_bytes()).hexdigest(),
+        code=code,
+        device=_device(plan, world),
+        cpus=tuple(sorted(os.sched_getaffinity(0))),
+    )
+
+
+def _device(plan: Plan, world: World) -> str:
+    """Name the device this rank will take, without asking the driver: torch checks later that it works."""
+    if plan.device == "cpu":
+        return "cpu"
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return f"cuda:{world.local_rank}"
+    if not visible:
+        raise WorldError(
+            f"{world} was promised a GPU, but CUDA_VISIBLE_DEVICES is empty",
+            "ask for GPUs with slurm.gpus_per_node=N, or run on CPUs with device=cpu",
+        )
+    # a site that binds one GPU to each task shows each rank only its own
+    return "cuda:" + (visible[0] if len(visible) == 1 else visible[world.local_rank % len(visible)])
+
+
+def _log_to_files(run: RunDir, attempt: int, rank: int) -> None:
+    """Send descriptors 1 and 2 to this rank's files, so that native code and children write there too."""
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        path = run.log(attempt, rank, "out" if stream == "out" else "err")
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _die_with_supervisor() -> None:
+    """Under the local supervisor: ask the kernel to end this rank when the supervisor is gone, even by kill -9."""
+    if "HPCTRAIN_SUPERVISOR" in os.environ:
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != int(os.environ["HPCTRAIN_SUPERVISOR"]):
+            raise JobError("the supervisor of this rank is gone")
+
+
+def _leave(error: BaseException, run: RunDir | None, attempt: int, world: World | None, *, debug: bool) -> None:
+    """Write what happened where people look, then end at once: tearing down a process group can hang."""
+    if isinstance(error, HpctrainError):
+        code, message = error.exit_code, str(error)
+        print(f"hpctrain: {message}", file=sys.stderr)
+    else:
+        code, message = 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        traceback.print_exception(error)
+    if debug and not isinstance(error, HpctrainError | KeyboardInterrupt) and sys.stdin.isatty():
+        import pdb  # noqa: T100 - that is what --debug is for
+
+        pdb.post_mortem(error.__traceback__)
+    if run is not None and attempt and run.attempt(attempt).is_dir():
+        record = {"verdict": "failed", "cause": "error", "message": message[:4000], "exit_code": code}
+        if world is not None:
+            record |= {"rank": world.rank, "host": world.host}
+        try:
+            publish_first(run.outcome(attempt), msgspec.json.encode(record))
+        except OSError as failure:  # a full disk must not hide the error itself, which is in the log by now
+            print(f"hpctrain: the outcome could not be written: {failure}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

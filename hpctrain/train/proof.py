@@ -1,0 +1,290 @@
+"""The world proof: before the first collective the ranks show that they are the world that was planned.
+
+1. Rank 0 binds two sockets on the job's interface, one for the store and one for the proof, and then publishes the
+   proof's address in the attempt's directory. A port is never derived from a job id: whoever holds it has it.
+2. Every other rank connects and both ends prove that they know the attempt's secret (HMAC, multiprocessing.connection);
+   then it sends its claim as JSON bytes. Nothing is unpickled.
+3. Rank 0 compares the claims with the plan and with each other, and answers all of them: the store's port, or what is
+   wrong. A stranger is turned away and named; a rank that does not come is named with its host while rank 0 waits.
+"""
+
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import NamedTuple
+
+import msgspec
+
+from hpctrain.errors import WorldError
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir, publish
+from hpctrain.world import World
+
+_HANDSHAKE_S = 10  # a peer that connects and then says nothing must not hold up the others
+_REMIND_S = 5
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank shows of itself."""
+
+    rank: int
+    size: int
+    local_rank: int
+    host: str
+    job: str
+    attempt: int
+    config: str
+    code: str
+    device: str
+    cpus: tuple[int, ...]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Rank 0's answer to all ranks: the port of the store, or what is wrong."""
+
+    store_port: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """What rank 0 holds the claims against."""
+
+    plan: Plan
+    hosts: tuple[str, ...]
+    cpus_per_task: int | None
+    timeout_s: float
+
+    def host_of(self, rank: int) -> str:
+        """Name the node on which a rank should be."""
+        node = rank // self.plan.ranks_per_node
+        return self.hosts[node] if node < len(self.hosts) else f"node {node}"
+
+
+class Joined(NamedTuple):
+    """A proven world: where its store is, and on rank 0 the listening socket for it."""
+
+    host: str
+    port: int
+    listener: socket.socket | None
+
+
+def check_size(world: World, expected: Expectation) -> None:
+    """Refuse a world of another size at once: N worlds of size 1 never meet, so no rank 0 could tell.
+
+    Raises:
+        WorldError: naming the ranks that are missing.
+    """
+    planned = expected.plan.ranks
+    if world.size == planned:
+        return
+    if world.size < planned:
+        missing = ", ".join(f"rank {rank} ({expected.host_of(rank)})" for rank in range(world.size, planned)[:8])
+        detail = f"missing: {missing}{', ...' if planned - world.size > 8 else ''}"
+    else:
+        detail = f"{world.size - planned} too many"
+    raise WorldError(
+        f"{world.launcher} started {world.size} ranks, the plan has {planned}; {detail}",
+        "start the run with `hpctrain submit` or `sbatch RUN/job.sbatch`; change the number with slurm.nodes=N, "
+        "slurm.ranks_per_node=N or --ranks N",
+    )
+
+
+def problems_of(claims: Sequence[Claim], expected: Expectation) -> list[str]:
+    """Compare claims with the plan and with each other; rank 0's claim comes first."""
+    reference, found = claims[0], []
+    seen: dict[int, Claim] = {}
+    devices: dict[tuple[str, str], int] = {}
+    for claim in claims:
+        who = f"rank {claim.rank} ({claim.host})"
+        if claim.rank in seen:
+            found.append(f"{who} is there twice, also on {seen[claim.rank].host}")
+        seen[claim.rank] = claim
+        if not 0 <= claim.rank < expected.plan.ranks:
+            found.append(f"{who} is none of the planned ranks 0 to {expected.plan.ranks - 1}")
+        for field in ("size", "job", "attempt", "config", "code"):
+            mine, other = getattr(reference, field), getattr(claim, field)
+            if mine != other:
+                found.append(f"{who} has another {field} than rank 0 ({reference.host}): {other} instead of {mine}")
+        if claim.device != "cpu":
+            rival = devices.setdefault((claim.host, claim.device), claim.rank)
+            if rival != claim.rank:
+                found.append(f"{who} has the same device as rank {rival}: {claim.device}")
+        wanted = expected.cpus_per_task
+        if wanted is not None and len(claim.cpus) < min(wanted, os.cpu_count() or 1):
+            found.append(f"{who} may run on {len(claim.cpus)} CPUs, {wanted} were asked for; export SRUN_CPUS_PER_TASK")
+    return found
+
+
+def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None) -> Joined:
+    """Prove the world; return where its store is.
+
+    Args:
+        claim: this rank's own.
+        expected: the plan and what was asked of the nodes.
+        run: the run directory, through which rank 0 publishes its address.
+        address: rank 0: the address to bind; other ranks: None.
+
+    Raises:
+        WorldError: the world is not the planned one, or did not form in time.
+    """
+    key = run.secret(claim.attempt).read_bytes()
+    if claim.rank == 0:
+        if address is None:
+            raise AssertionError("rank 0 needs an address to bind")
+        return _lead(claim, expected, run, key, address)
+    return _follow(claim, expected, run, key)
+
+
+def _lead(claim: Claim, expected: Expectation, run: RunDir, key: bytes, address: str) -> Joined:
+    store = _listener(address, expected.plan.ranks)
+    problems = problems_of([claim], expected)
+    if expected.plan.ranks > 1:
+        with _listener(address, expected.plan.ranks) as door:
+            publish(
+                run.rendezvous(claim.attempt),
+                msgspec.json.encode({"host": claim.host, "address": address, "port": door.getsockname()[1]}),
+            )
+            problems = _Reception(claim, expected, key, store.getsockname()[1]).gather(door)
+    if problems:
+        store.close()
+        raise WorldError("this is not the planned world:\n  " + "\n  ".join(problems))
+    return Joined(address, store.getsockname()[1], store)
+
+
+def _listener(address: str, backlog: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind((address, 0))
+    listener.listen(max(backlog, 128))
+    return listener
+
+
+class _Reception:
+    """Rank 0's side: lets claims in, each on a thread of its own, and answers them together."""
+
+    def __init__(self, own: Claim, expected: Expectation, key: bytes, store_port: int) -> None:
+        self._own, self._expected, self._key, self._store_port = own, expected, key, store_port
+        self._claims: dict[int, Claim] = {own.rank: own}
+        self._waiting: list[Connection] = []
+        self._problems: list[str] = []
+        self._changed = threading.Condition()
+
+    def gather(self, door: socket.socket) -> list[str]:
+        """Wait for all planned ranks; return the problems, which every connected rank is told too."""
+        threading.Thread(target=self._let_in, args=(door,), daemon=True).start()
+        now = time.monotonic()
+        deadline, reminder = now + self._expected.timeout_s, now + _REMIND_S
+        with self._changed:
+            while len(self._claims) < self._expected.plan.ranks and not self._problems:
+                now = time.monotonic()
+                if now >= deadline:
+                    self._problems.append(f"after {self._expected.timeout_s:g} s still missing: {self._missing()}")
+                    break
+                if now >= reminder:
+                    print(f"hpctrain: waiting for {self._missing()}", file=sys.stderr, flush=True)
+                    reminder = now + _REMIND_S
+                self._changed.wait(min(reminder, deadline) - now)
+            door.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread in accept()
+            if not self._problems:
+                self._problems = problems_of(list(self._claims.values()), self._expected)
+            answer = msgspec.json.encode(Answer(store_port=self._store_port, problems=tuple(self._problems)))
+            for peer in self._waiting:
+                try:
+                    peer.send_bytes(answer)
+                    peer.close()
+                except OSError:  # it died meanwhile; the launcher reports that
+                    continue
+            return self._problems
+
+    def _missing(self) -> str:
+        missing = [rank for rank in range(self._expected.plan.ranks) if rank not in self._claims]
+        named = ", ".join(f"rank {rank} ({self._expected.host_of(rank)})" for rank in missing[:8])
+        return named + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+
+    def _let_in(self, door: socket.socket) -> None:
+        while True:
+            try:
+                peer, (address, _) = door.accept()
+            except OSError:  # the door is closed: all are here, or it failed
+                return
+            threading.Thread(target=self._receive, args=(peer, address), daemon=True).start()
+
+    def _receive(self, peer: socket.socket, address: str) -> None:
+        connection = _authenticated(peer)
+        try:
+            deliver_challenge(connection, self._key)
+            answer_challenge(connection, self._key)
+            claim = msgspec.json.decode(connection.recv_bytes(65536), type=Claim)
+        except (AuthenticationError, EOFError, OSError, msgspec.DecodeError):
+            print(f"hpctrain: turned away a stranger from {address}", file=sys.stderr, flush=True)
+            connection.close()
+            return
+        with self._changed:
+            self._waiting.append(connection)
+            known = self._claims.get(claim.rank)
+            pair = [self._own, *([known] if known is not None and known is not self._own else []), claim]
+            self._problems += problems_of(pair, self._expected)
+            self._claims.setdefault(claim.rank, claim)
+            self._changed.notify()
+
+
+def _authenticated(peer: socket.socket) -> Connection:
+    """Wrap a socket for the HMAC handshake; a silent peer fails after a while instead of blocking for ever."""
+    peer.setblocking(True)
+    timeout = struct.pack("ll", _HANDSHAKE_S, 0)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+    return Connection(peer.detach())
+
+
+def _follow(claim: Claim, expected: Expectation, run: RunDir, key: bytes) -> Joined:
+    deadline = time.monotonic() + expected.timeout_s
+    found = _published(run, claim, expected, deadline)
+    host, address, port = found["host"], str(found["address"]), int(found["port"])
+    where = f"rank 0 ({host}) at {address}:{port}"
+    try:
+        connection = _authenticated(socket.create_connection((address, port), timeout=_HANDSHAKE_S))
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+        connection.send_bytes(msgspec.json.encode(claim))
+    except AuthenticationError:
+        raise WorldError(
+            f"{where} is not of this run: it does not know this attempt's secret",
+            f"look who wrote {run.rendezvous(claim.attempt)}; two jobs must not share a run directory",
+        ) from None
+    except (OSError, EOFError) as error:
+        raise WorldError(f"rank {claim.rank} ({claim.host}) cannot talk to {where}: {error}") from None
+    try:
+        if not connection.poll(max(deadline - time.monotonic(), 0) + _HANDSHAKE_S):
+            raise WorldError(f"{where} took this rank's claim but did not answer in {expected.timeout_s:g} s")
+        answer = msgspec.json.decode(connection.recv_bytes(1 << 20), type=Answer)
+    except (OSError, EOFError):
+        raise WorldError(f"{where} went away before the world was complete; see its log") from None
+    finally:
+        connection.close()
+    if answer.problems:
+        raise WorldError("this is not the planned world:\n  " + "\n  ".join(answer.problems))
+    return Joined(address, answer.store_port, None)
+
+
+def _published(run: RunDir, claim: Claim, expected: Expectation, deadline: float) -> dict[str, str | int]:
+    path, pause = run.rendezvous(claim.attempt), 0.002
+    while True:
+        try:
+            os.listdir(path.parent)  # noqa: PTH208 - makes a network file system look again instead of remembering a miss
+            found: dict[str, str | int] = msgspec.json.decode(path.read_bytes(), type=dict[str, str | int])
+        except FileNotFoundError:
+            if time.monotonic() >= deadline:
+                raise WorldError(
+                    f"after {expected.timeout_s:g} s rank 0 ({expected.host_of(0)}) has not published its address in "
+                    f"{path}",
+                    "see its log, attempts/N/logs/rank_0.err and launch.log; does every node see the run directory?",
+                ) from None
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+        else:
+            return found

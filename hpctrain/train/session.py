@@ -1,0 +1,69 @@
+"""From a proven world to a trained model: device, threads, process group, loop."""
+
+import os
+
+import torch
+
+from hpctrain.config.schema import Config
+from hpctrain.dist.connect import connect
+from hpctrain.errors import WorldError
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir
+from hpctrain.train.loop import train
+from hpctrain.train.proof import Joined
+from hpctrain.train.stop import Stop
+from hpctrain.world import World
+
+
+def run(
+    run: RunDir,
+    attempt: int,
+    config: Config,
+    plan: Plan,
+    world: World,
+    joined: Joined,
+    network: str,
+    stop: Stop,
+    *,
+    debug: bool,
+) -> None:
+    """Train; returns on every rank after rank 0 has written the outcome.
+
+    Raises:
+        WorldError: a GPU was promised and is not there.
+        HpctrainError: whatever the loop finds.
+    """
+    device = _device(plan, world)
+    # more threads than cores run several times slower, and the ranks of a node share its cores
+    torch.set_num_threads(config.slurm.cpus_per_task or max(len(os.sched_getaffinity(0)) // world.local_size, 1))
+    comm = connect(
+        plan,
+        world,
+        store=(joined.host, joined.port),
+        listen_fd=None if joined.listener is None else joined.listener.detach(),
+        interface=network,
+        device=device,
+        timeout_s=config.dist.timeout,
+    )
+    train(run, attempt, config, plan, world, comm, device, stop, debug=debug)
+    comm.close()
+
+
+def _device(plan: Plan, world: World) -> torch.device:
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise WorldError(
+            f"{world} was promised a GPU, but torch sees none",
+            "look at hpctrain doctor in the job; run on CPUs with device=cpu",
+        )
+    index = world.local_rank if count > 1 else 0
+    if index >= count or (count == 1 and world.local_size > 1 and "," in os.environ.get("CUDA_VISIBLE_DEVICES", ",")):
+        raise WorldError(
+            f"{world} was promised a GPU of its own, but torch sees {count} for {world.local_size} ranks",
+            "ask for one GPU per rank with slurm.gpus_per_node, or run on CPUs with device=cpu",
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

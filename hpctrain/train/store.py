@@ -1,0 +1,55 @@
+"""Holds the store of a `command:` run: `python -m hpctrain.train.store DESCRIPTOR PORT`, a child of rank 0.
+
+Importing all of torch would take longer than the whole start of a small script and compete with it for the cores. The
+store's server is native code, so only torch's extension module is loaded (0.3 s instead of 2); should a torch release
+not allow that, torch is imported as usual.
+"""
+
+import ctypes
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+
+def _store_class() -> Any:
+    """Load torch's TCPStore without running torch's own `__init__`."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("hpctrain: torch is not installed in this job's Python; pip install torch")
+    home = Path(spec.origin).parent
+    try:
+        for name, path in (("torch", home), ("torch.distributed", home / "distributed")):
+            package = types.ModuleType(name)
+            package.__path__ = [str(path)]
+            sys.modules[name] = package
+        extension = importlib.import_module("torch._C")
+        sys.modules["torch"]._C = extension  # type: ignore[attr-defined]
+        extension._c10d_init()
+        return sys.modules["torch._C._distributed_c10d"].TCPStore
+    except Exception:  # noqa: BLE001 - whatever a release breaks here, the plain import below still works
+        for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
+            del sys.modules[name]
+        return importlib.import_module("torch.distributed").TCPStore
+
+
+def main() -> None:
+    """Serve until the rank that started this process has ended."""
+    descriptor, port = int(sys.argv[1]), int(sys.argv[2])
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(os.environ["HPCTRAIN_RANK_PID"]):
+        return
+    for quiet in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # these are for the rank, which still needs the store
+        signal.signal(quiet, signal.SIG_IGN)
+    store = _store_class()("localhost", port, None, True, wait_for_workers=False, master_listen_fd=descriptor)
+    threading.Event().wait()
+    del store
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Interfaces of this machine; several nodes and decoys are in tests/cluster."""
+
+import pytest
+
+from hpctrain.dist import interface
+from hpctrain.errors import WorldError
+
+
+def test_loopback_is_among_the_interfaces():
+    assert interface.addresses()["lo"] == "127.0.0.1"
+
+
+def test_one_node_stays_on_loopback():
+    assert interface.publishable_address(interface=None, host="x", suffix="", peers=[], nodes=1) == "127.0.0.1"
+    assert interface.towards("127.0.0.1", interface=None, host="x", nodes=1) == "lo"
+
+
+def test_loopback_is_never_taken_between_nodes():
+    with pytest.raises(WorldError, match=r"n1 has no route to rank 0 at 127\.0\.0\.1 \(its own end would be 127"):
+        interface.towards("127.0.0.1", interface=None, host="n1", nodes=2)
+
+
+def test_what_the_user_set_wins():
+    assert interface.towards("10.9.9.9", interface="lo", host="n1", nodes=2) == "lo"
+    assert interface.publishable_address(interface="lo", host="n1", suffix="", peers=[], nodes=2) == "127.0.0.1"
+
+
+def test_an_unknown_interface_lists_the_known_ones():
+    with pytest.raises(WorldError) as caught:
+        interface.towards("127.0.0.1", interface="ib7", host="n1", nodes=1)
+    assert str(caught.value).startswith("n1 has no interface 'ib7' with an IPv4 address\n  choose one of lo (127.0.0.1)")
+
+
+def test_a_name_that_leads_nowhere_says_what_to_set():
+    with pytest.raises(WorldError, match=r"finds no address .* 'nowhere\.invalid-i' resolves to nothing\n  choose one of"):
+        interface.publishable_address(interface=None, host="nowhere.invalid", suffix="-i", peers=[], nodes=2)

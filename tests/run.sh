@@ -1,0 +1,72 @@
+#!/bin/bash
+# The test command: sets up all it needs on a fresh Debian or Ubuntu machine with Python, then runs every check.
+#
+#     bash tests/run.sh            everything
+#     bash tests/run.sh quick      lint, types, import rules and the tests that start no ranks and no Slurm
+#
+# With CI=true a missing component is a failure, elsewhere its tests are skipped and listed with what to install.
+# HPCTRAIN_DATA is the folder with mnist/; VENV (default .venv) is where the virtual environment lies.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=${1:-all}
+venv=${VENV:-.venv}
+case $mode in all | quick) ;; *) echo "usage: bash tests/run.sh [quick]" >&2; exit 2 ;; esac
+
+say() { printf '\n=== %s\n' "$*"; }
+
+packages=(slurm-wlm munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server shellcheck python3-venv)
+needs_packages() {
+  local command
+  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || return 0
+  done
+  return 1
+}
+if [ "$mode" = all ] && needs_packages; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    # the daemons are started by the tests, with a configuration of their own: never by the package's scripts
+    if [ ! -e /usr/sbin/policy-rc.d ]; then printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d; fi
+    apt-get -qq -o DPkg::Lock::Timeout=600 update
+    apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends "${packages[@]}" >/dev/null
+  else
+    echo "not root, or no apt: the Slurm tests need: apt-get install --no-install-recommends ${packages[*]}" >&2
+  fi
+fi
+
+say "virtual environment $venv"
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
+PATH=$PWD/$venv/bin:$PATH
+export PATH
+
+say "lint, types, import rules, generated documents"
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+python -m hpctrain.config.reference --check
+scripts=(jobs/*.sh tests/run.sh .ci/run)
+bash -n "${scripts[@]}"
+if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; else echo "shellcheck is not installed: scripts not checked"; fi
+
+if [ "$mode" = quick ]; then
+  say "quick tests"
+  exec python -m pytest -m "not slurm and not torch and not gpu"
+fi
+
+say "the wheel, with nothing but what the login node needs"
+bash tests/wheel.sh
+
+say "all tests"
+status=0
+python -m pytest || status=$?
+
+cat <<'NOTE'
+
+Not tested here: real GPUs and NCCL (tests/gpu runs where there is one), more than one physical machine, pyxis and
+apptainer themselves (their command lines are), other Slurm releases than the distribution's, Python other than the one
+of the virtual environment.
+NOTE
+exit "$status"
