@@ -35,6 +35,7 @@ class RunDir:
         self.script = path / "job.sbatch"
         self.job = path / "job.json"
         self.code = path / "code"
+        self.code_sums = path / "code.sha256"
         self.ckpt = path / "ckpt"
         self.stage = path / "stage"
         self.attempts = path / "attempts"
@@ -187,19 +188,28 @@ def publish_first(path: Path, content: bytes) -> bool:
     return True
 
 
-def tree_hash(root: Path) -> str:
-    """Return the SHA-256 over the names and contents of all files below `root`, byte code left out."""
-    digest = hashlib.sha256()
+def sums_of(root: Path) -> str:
+    """List all files below `root` with their SHA-256, as `sha256sum` does; byte code is left out."""
     names = sorted(
         os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 - Path objects cost more than the hashing
         for folder, _, files in os.walk(root)
         if not folder.endswith("__pycache__")
         for name in files
     )
-    for name in names:
+    return "".join(f"{_sum(root, name)}  {name}\n" for name in names)
+
+
+def changed_since(root: Path, sums: str) -> list[str]:
+    """Return the files of such a list that are gone or have another content; new files do not count."""
+    return [line[66:] for line in sums.split("\n") if line and _sum(root, line[66:]) != line[:64]]
+
+
+def _sum(root: Path, name: str) -> str:
+    try:
         with open(os.path.join(root, name), "rb") as file:  # noqa: PTH118, PTH123
-            digest.update(f"{name}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return "missing"
 
 
 def _roots_file() -> Path:

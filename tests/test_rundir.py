@@ -1,12 +1,13 @@
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from hpctrain.errors import UsageError
-from hpctrain.rundir import RunDir, known_roots, publish, publish_first, remember_root, tree_hash
+from hpctrain.rundir import RunDir, changed_since, known_roots, publish, publish_first, remember_root, sums_of
 
 
 @pytest.fixture
@@ -83,16 +84,26 @@ def test_the_first_outcome_stays(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["o.json"]
 
 
-def test_the_tree_hash_sees_names_and_contents_but_no_byte_code(tmp_path):
-    (tmp_path / "a.py").write_text("1")
-    before = tree_hash(tmp_path)
-    (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__" / "a.pyc").write_text("x")
-    assert tree_hash(tmp_path) == before
-    (tmp_path / "a.py").write_text("2")
-    changed = tree_hash(tmp_path)
-    (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert len({before, changed, tree_hash(tmp_path)}) == 3
+def test_the_sums_of_a_tree_are_those_of_sha256sum(tmp_path):
+    code = tmp_path / "code"
+    (code / "a b").mkdir(parents=True)
+    (code / "a b" / "x.py").write_text("1")
+    (code / "__pycache__").mkdir()
+    (code / "__pycache__" / "x.pyc").write_text("2")
+    (tmp_path / "sums").write_text(sums_of(code))
+    checked = subprocess.run(["sha256sum", "-c", "../sums"], cwd=code, capture_output=True, text=True, check=True)
+    assert checked.stdout == "a b/x.py: OK\n"
+
+
+def test_edited_and_deleted_files_are_found_and_new_ones_do_not_count(tmp_path):
+    for name in ("a.py", "b.py", "c.py"):
+        (tmp_path / name).write_text(name)
+    sums = sums_of(tmp_path)
+    (tmp_path / "results.csv").write_text("what a script writes where it runs")
+    assert changed_since(tmp_path, sums) == []
+    (tmp_path / "a.py").write_text("x")
+    (tmp_path / "c.py").unlink()
+    assert changed_since(tmp_path, sums) == ["a.py", "c.py"]
 
 
 def test_roots_are_remembered_once(tmp_path, monkeypatch):

@@ -259,6 +259,7 @@ class _Tree:
     def _enter(self, section: Section, key: str, place: Place, node: Node) -> None:
         if key in section.entries:
             first = section.entries[key][0]
-            self.problems.append((place, f"{key}: given twice, on line {first.line} and on line {place.line}"))
+            lines = f", on line {first.line} and on line {place.line}" if place.line else ""
+            self.problems.append((place, f"{key}: given twice{lines}"))
         else:
             section.entries[key] = (place, node)

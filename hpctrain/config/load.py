@@ -81,9 +81,10 @@ def _root(path: Path) -> tuple[Section, list[Problem]]:
     if len(data) > MAX_BYTES:
         raise ConfigError([f"{place(1, 1)}: larger than {MAX_BYTES // 1024} KiB; is this a config?"])
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        where = place(*position(data[: error.start].decode("utf-8-sig"), error.start))
+        before = data[: error.start].decode()
+        where = place(*position(before, len(before)))
         raise ConfigError([f"{where}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"]) from None
     try:
         root, problems = read(text, place)
@@ -116,7 +117,7 @@ def _others(path: Path) -> str:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"})
     except OSError:
         return f"{path.parent} is no directory that can be read"
-    near = difflib.get_close_matches(path.name, names, 3) or names[:5]
+    near = difflib.get_close_matches(path.name, names, 3, cutoff=0.7) or names[:5]
     if not near:
         return f"no .yaml file in {path.parent}"
     return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?"

@@ -181,7 +181,7 @@ class Reader:
             return self._expected(node, spec, key, f"; write [{shown(node)}]" if alone else "; write []")
         specs = spec.items * len(node.items) if spec.endless else spec.items
         if len(node.items) != len(specs) or len(node.items) < spec.bounds.get("min_length", 0):
-            return self._report(node.place, key, f"expected {spec.expect}, got {len(node.items)}")
+            return self._report(node.place, key, f"expected {spec.expect}, got one of {len(node.items)}")
         values = []
         for index, (item, each) in enumerate(zip(node.items, specs, strict=True)):
             self.places[f"{key}[{index}]"] = item.place

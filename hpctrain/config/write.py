@@ -10,7 +10,7 @@ from hpctrain.config import scalars
 from hpctrain.config.duration import Duration
 from hpctrain.config.schema import Config
 
-_BARE = re.compile(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]*")
+_BARE = re.compile(r"[\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]*")
 """Text that needs no escapes; what has others, or several lines, goes in double quotes."""
 
 

@@ -66,9 +66,9 @@ def order(n: int, seed: int, epoch: int, positions: npt.ArrayLike) -> npt.NDArra
 def micro_batch(samples: int, parts: int, part: int) -> tuple[int, int]:
     """Return begin and end, within a global batch, of one of its contiguous micro-batches.
 
-    The global batch is one contiguous slice of the order. It is cut into accumulate x ranks micro-batches that differ by
-    at most one sample, and pass `a` of rank `r` takes micro-batch `a * ranks + r`. Where a last, smaller batch has fewer
-    samples than there are micro-batches, some are empty.
+    The global batch is one contiguous slice of the order. It is cut into accumulate x ranks micro-batches that differ
+    by at most one sample, and pass `a` of rank `r` takes micro-batch `a * ranks + r`. Where a last, smaller batch has
+    fewer samples than there are micro-batches, some are empty.
     """
     return part * samples // parts, (part + 1) * samples // parts
 

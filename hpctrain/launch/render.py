@@ -152,8 +152,9 @@ def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
 def _refused(loaded: Loaded) -> list[str]:
     """Hold the values of `#SBATCH` lines against their patterns once more: a Config can be made without `load`."""
     config, problems = loaded.config, []
-    checks = [(name, f"slurm.{name}", getattr(config.slurm, name), Slurm) for name in OPTIONS]
-    for name, key, value, kind in [*checks, ("name", "name", config.name, type(config))]:
+    checks: list[tuple[type[msgspec.Struct], str, str]] = [(Slurm, f"slurm.{name}", name) for name in OPTIONS]
+    for kind, key, name in [*checks, (type(config), "name", "name")]:
+        value = getattr(config.slurm if kind is Slurm else config, name)
         if value is None:
             continue
         pattern, expect = allowed_text(kind, name)
@@ -205,18 +206,18 @@ def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
     srun_options: list[str] = []
     if env.container is not None:
         mounts = _mounts(loaded, env.container, plan)
-        image = _image(env.container.image)
+        shown = image(env.container.image)
         if env.container.runtime == "pyxis":
             listed = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
             srun_options = [
-                f"--container-image={quote(image)}",
+                f"--container-image={quote(shown)}",
                 f'--container-mounts="$run:$run"{quote("," + listed) if listed else ""}',
                 "--no-container-entrypoint",
             ]
         else:
             binds = "".join(f" --bind {quote(mount)}" for mount in mounts)
             nv = " --nv" if plan.device == "cuda" else ""
-            rank = f'apptainer exec{nv} --bind "$run"{binds} {quote(image)} {rank}'
+            rank = f'apptainer exec{nv} --bind "$run"{binds} {quote(shown)} {rank}'
     restart = config.restart
     return {
         "python": quote(_python(loaded, python)),
@@ -255,9 +256,10 @@ def _mounts(loaded: Loaded, container: Container, plan: Plan) -> list[str]:
     return [*container.mounts, *shown]
 
 
-def _image(image: str) -> str:
-    is_path = image.startswith(("/", "./", "../", "~")) or image.endswith((".sif", ".sqsh"))
-    return absolute(image) if is_path and "://" not in image else image
+def image(name: str) -> str:
+    """Make a container image absolute if it is a file; an address stays."""
+    is_path = name.startswith(("/", "./", "../", "~")) or name.endswith((".sif", ".sqsh"))
+    return absolute(name) if is_path and "://" not in name else name
 
 
 def absolute(path: str) -> str:

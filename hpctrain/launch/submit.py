@@ -1,5 +1,6 @@
 """Freeze a run directory, then hand it to Slurm or to the local supervisor."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -17,7 +18,7 @@ from hpctrain.launch import slurm, snapshot
 from hpctrain.launch.processes import start_time
 from hpctrain.launch.render import render
 from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir, publish, remember_root, tree_hash
+from hpctrain.rundir import RunDir, publish, remember_root, sums_of
 
 
 def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
@@ -32,6 +33,8 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
         hidden = snapshot.take(config, project, run.code)
         publish(run.config, dump(config).encode())
         publish(run.plan, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+        sums = sums_of(run.code).encode()
+        publish(run.code_sums, sums)
         record = {
             "hpctrain": hpctrain.__version__,
             "python": sys.executable,
@@ -40,7 +43,7 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
             "argv": list(argv),
             "cwd": str(project),
             "git": snapshot.revision(project),
-            "code": tree_hash(run.code),
+            "code": hashlib.sha256(sums).hexdigest(),
             "left_out": hidden,
             "created": time.time(),
         }

@@ -62,9 +62,11 @@ def up(
     require_packages(spec)
     with _locked_state():
         if (old := state.load()) is not None:
-            if Root(old.root).is_alive():
+            root = Root(old.root)
+            # one that was killed a moment ago may still be dying
+            if old.is_running() or not linux.wait_until(lambda: not root.is_alive(), seconds=_END_S):
                 raise UsageError(f"sandbox: one is up already, in {old.root}", "hpctrain sandbox down")
-            Root(old.root).remove()
+            root.remove()
         sweep()
         started = launch.Launch(spec)
         try:
@@ -232,8 +234,9 @@ def _ask(root: Root, **order: str) -> dict[str, str]:
         try:
             connection.connect(str(root.control))
             connection.sendall(f"{json.dumps(order)}\n".encode())
-            answer: dict[str, str] = json.loads(connection.makefile().readline() or "{}")
-        except OSError as error:
+            with connection.makefile() as lines:
+                answer: dict[str, str] = json.loads(lines.readline())
+        except (OSError, ValueError) as error:
             raise ClusterError(f"sandbox: {root.path} does not answer: {error}", "hpctrain sandbox down") from error
     return answer
 

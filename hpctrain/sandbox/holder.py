@@ -20,6 +20,7 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,13 +201,16 @@ class Holder:
             connection.settimeout(2)
             answer: dict[str, str] = {}
             try:
-                order = json.loads(connection.makefile().readline())
+                with connection.makefile() as lines:
+                    order = json.loads(lines.readline())
                 if order["verb"] == STOP:
                     self._exit_code = 0
                 else:
                     self._node(order["node"]).do(order["verb"])
             except HpctrainError as error:
                 answer = {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+            except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError) as error:
+                answer = {"error": repr(error), "hint": "", "kind": ""}  # no order may end the sandbox but `stop`
             connection.sendall(f"{json.dumps(answer)}\n".encode())
 
     def _node(self, name: str) -> nodes.Node:
@@ -232,6 +236,9 @@ def main() -> None:
     except _EndedEarlyError as error:
         exit_code = error.exit_code
         holder.report(exit=exit_code)
+    except Exception:
+        holder.report(error=f"sandbox: its process 1 failed\n{traceback.format_exc()}", hint="")
+        raise
     finally:
         holder.stop()
     sys.exit(exit_code)

@@ -134,10 +134,11 @@ class Launch:
             return int(report["exit"])
         if "ready" in report:
             return 0
-        words = self.root.log("holder").read_text(errors="replace").strip()
+        log = self.root.log("holder")
+        words = log.read_text(errors="replace").strip() if log.exists() else ""
         if words.startswith("unshare: ") and "failed to execute" not in words:
             raise ClusterError(f"sandbox: namespaces are refused here: {words}", _namespaces_hint())
-        raise ClusterError(f"sandbox: its process 1 ended unexpectedly\n{words}")
+        raise ClusterError(f"sandbox: its process 1 was killed\n{words}".strip())
 
 
 def write_clients(root: Root, holder_pid: int) -> None:

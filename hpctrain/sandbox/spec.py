@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Iterator
@@ -71,6 +72,10 @@ class Spec:
         ):
             if not least <= value <= most:
                 yield f"sandbox: {name} is {value}; it must be {least} to {most}"
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            yield f"sandbox: user {os.geteuid()} is not in /etc/passwd, and Slurm runs only as a user with a name"
         octets = self.network.split(".")
         if len(octets) != 3 or not all(re.fullmatch(r"0|[1-9]\d{0,2}", part) and int(part) < 256 for part in octets):
             yield f"sandbox: network is {self.network!r}; it must be three numbers such as 10.231.7"

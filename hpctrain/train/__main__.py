@@ -19,8 +19,9 @@ from hpctrain.config.load import Loaded, load
 from hpctrain.dist import interface
 from hpctrain.errors import HpctrainError, JobError, UsageError, WorldError
 from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir, publish_first, read_json, tree_hash
+from hpctrain.rundir import RunDir, changed_since, publish_first, read_json
 from hpctrain.train import proof
+from hpctrain.train.stop import Stop
 from hpctrain.world import World, from_env
 
 
@@ -55,6 +56,9 @@ def _argument() -> str:
 
 def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
     loaded = load(run.config)
+    stop = Stop()
+    if loaded.config.command is None and not debug:
+        stop.install()  # before torch is imported: a signal that comes in these seconds must not kill the rank
     plan = _asserted_plan(run, loaded)
     expected = proof.Expectation(
         plan=plan,
@@ -75,7 +79,9 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
         )
     joined = proof.join(_claim(run, attempt, world, plan), expected, run, address)
     network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
-    print(f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", flush=True)
+    print(
+        f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", file=sys.stderr
+    )
     if config.command is not None:
         from hpctrain.train import script
 
@@ -83,7 +89,7 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
     else:
         from hpctrain.train import session
 
-        session.run(run, attempt, config, plan, world, joined, network, debug=debug)
+        session.run(run, attempt, config, plan, world, joined, network, stop, debug=debug)
 
 
 def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
@@ -109,14 +115,18 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
 
 
 def _claim(run: RunDir, attempt: int, world: World, plan: Plan) -> proof.Claim:
-    frozen_code = str(read_json(run.env).get("code", ""))
-    # one rank of a node reads the snapshot: the others see the same files
-    code = tree_hash(run.code) if world.local_rank == 0 and run.code.is_dir() else frozen_code
-    if frozen_code and code != frozen_code:
-        raise WorldError(
-            f"{run.code} on {world.host} is not the code that was submitted (hash {code[:12]}, not {frozen_code[:12]})",
-            "submit again to run changed code",
-        )
+    code = ""
+    if run.code_sums.exists():  # an ejected script has no snapshot
+        sums = run.code_sums.read_bytes()
+        code = hashlib.sha256(sums).hexdigest()
+        # one rank of a node reads the snapshot: the others see the same files
+        changed = changed_since(run.code, sums.decode()) if world.local_rank == 0 else []
+        if changed or code != read_json(run.env).get("code"):
+            raise WorldError(
+                f"{run.code} on {world.host} is not the code that was submitted: "
+                f"{', '.join(changed[:5]) or run.code_sums.name} {'was' if len(changed) < 2 else 'were'} changed",
+                "submit again to run changed code",
+            )
     return proof.Claim(
         rank=world.rank,
         size=world.size,

@@ -32,8 +32,8 @@ class Cluster:
 
     def run(self, cmd: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as a user outside would; `options` are those of `subprocess.run`."""
-        defaults = {"env": self.env, "text": True, "capture_output": True, "timeout": 120, "check": False}
-        return subprocess.run(cmd, **{**defaults, **options})
+        defaults = {"env": self.env, "capture_output": True, "timeout": 120}
+        return subprocess.run(cmd, text=True, check=False, **{**defaults, **options})
 
     def node(self, verb: str, name: str) -> None:
         """Break or mend a node: crash, up, cut, join, kill-slurmd, start-slurmd."""

@@ -32,14 +32,14 @@ def test_a_zombie_is_not_alive():
 
 def test_orphans_and_deaf_children_are_ended(tmp_path):
     """A grandchild in a session of its own that ignores TERM is gone after `end_children`."""
-    note = tmp_path / "pid"
-    deaf = f"trap '' TERM; echo $$ >{note}; while :; do sleep 0.1; done"
+    note, script = tmp_path / "pid", tmp_path / "deaf.sh"
+    script.write_text(f"trap '' TERM\necho $$ >{note}\nwhile :; do sleep 0.1; done\n")
     program = (
-        "import subprocess, time, pathlib\n"
+        "import os, pathlib, subprocess, sys, time\n"
         "from hpctrain.launch.processes import adopt_orphans, end_children\n"
         "adopt_orphans()\n"
-        f"subprocess.run(['bash', '-c', \"setsid bash -c '{deaf.replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' &\"])\n"
-        f"note = pathlib.Path({str(note)!r})\n"
+        f"subprocess.run(['bash', '-c', 'setsid bash {script} &'])\n"
+        f"note = pathlib.Path('{note}')\n"
         "while not (note.exists() and note.read_text()): time.sleep(0.01)\n"
         "end_children(0.3)\n"
     )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +31,14 @@ def place(monkeypatch, tmp_path_factory):
     assert not left
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    # a shell without job control starts what it puts in the background with INT ignored, and we would hand that on
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def slurm():
     _need(Spec(nodes=1, gpus_per_node=0))
@@ -40,7 +49,7 @@ def slurm_accounting():
     _need(Spec(nodes=1, gpus_per_node=0, accounting=True))
 
 
-def _need(spec):
+def _need(spec: Spec) -> None:
     try:
         require_packages(spec)
     except UsageError as error:
@@ -49,13 +58,13 @@ def _need(spec):
         pytest.skip(str(error))
 
 
-def _left_in(place):
+def _left_in(place: Path) -> list[str]:
     return [str(path) for path in place.glob("hpctrain-sandbox-*")] + [
         process.name for process in Path("/proc").glob("[0-9]*") if _mentions(process, os.fsencode(place))
     ]
 
 
-def _mentions(process, place):
+def _mentions(process: Path, place: bytes) -> bool:
     if int(process.name) == os.getpid():
         return False
     try:

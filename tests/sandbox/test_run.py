@@ -1,12 +1,17 @@
 """`run`: a sandbox around one command."""
 
+import contextlib
 import os
+import pty
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,27 +25,32 @@ PACKAGE = Path(hpctrain.__file__).parent
 CALL = "import sys; from hpctrain.sandbox import cluster; sys.exit(cluster.run(sys.argv[2:], **eval(sys.argv[1])))"
 
 
-def caller(script, python=sys.executable, **options):
+def caller(script: str, **options: Any) -> list[str]:
     """Return the command line of a process that calls `run`."""
-    return [python, "-c", CALL, repr({"nodes": 2, "gpus_per_node": 2} | options), "bash", "-c", script]
+    return [sys.executable, "-c", CALL, repr({"nodes": 2, "gpus_per_node": 2} | options), "bash", "-c", script]
 
 
-def run(script, **options):
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    return subprocess.run(caller(script, **options), capture_output=True, text=True, check=False, timeout=60, env=env)
+def env(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **more}
 
 
-def start(script, **options):
+def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    argv = caller(script, **options)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env())
+
+
+def start(script: str, *prefix: str) -> "subprocess.Popen[str]":
     """Start a caller in a session of its own and wait until `script` has printed a line."""
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    argv = [*prefix, *caller(script)]
     process = subprocess.Popen(
-        caller(script, **options), stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env(), start_new_session=True
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-def wait_for_end(process):
+def wait_for_end(process: "subprocess.Popen[str]") -> int:
     """Return the exit code; the pipe must close, too."""
     with process:
         return process.wait(15)
@@ -55,42 +65,39 @@ def test_streams_directory_and_environment_are_the_callers(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLOUR", "green")
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # of a real job in which this may run
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(
         caller("cat; pwd; echo $COLOUR $SLURM_JOB_ID; echo oops >&2"),
         input="hello\n",
         capture_output=True,
         text=True,
         check=True,
-        env=env,
+        env=env(),
     )
     assert done.stdout == f"hello\n{tmp_path}\ngreen\n"
     assert done.stderr == "oops\n"
 
 
 def test_every_node_is_a_host_of_its_own():
-    script = """
-    srun -N3 bash -c 'echo $(hostname) $(getent ahostsv4 $(hostname) | head -1 | cut -d" " -f1) $(getent ahostsv4 n3 | head -1 | cut -d" " -f1)
-    touch /dev/shm/of_$(hostname); ls /dev/shm; cat /proc/1/comm > /dev/null; echo $(ls /proc | grep -c "^[0-9]") >&2' | sort
+    on_a_node = """
+    address() { getent ahostsv4 "$1" | cut -d" " -f1 | uniq; }
+    touch /dev/shm/of_$(hostname)
+    echo $(hostname) $(address $(hostname)) $(address n3) $(ls /dev/shm) $(( $(ls /proc | grep -c "^[0-9]") < 12 ))
     """
-    done = run(script, nodes=3)
+    done = run(f"srun -N3 bash -c '{on_a_node}' | sort", nodes=3)
     assert done.stdout.splitlines() == [
-        "n1 10.231.7.1 10.231.7.3",
-        "n2 10.231.7.2 10.231.7.3",
-        "n3 10.231.7.3 10.231.7.3",
-        "of_n1",
-        "of_n2",
-        "of_n3",
+        "n1 10.231.7.1 10.231.7.3 of_n1 1",
+        "n2 10.231.7.2 10.231.7.3 of_n2 1",
+        "n3 10.231.7.3 10.231.7.3 of_n3 1",
     ]
-    assert all(int(processes) < 12 for processes in done.stderr.split())
 
 
 def test_nodes_reach_each_other_on_the_same_port():
-    serve = "import socket; s = socket.create_server(('', 5000)); c = s.accept()[0]; c.sendall(b'hi from ' + socket.gethostname().encode())"
-    script = f"""
-    srun -N2 {sys.executable} -c "{serve}" &
-    for node in n1 n2; do until timeout 2 cat </dev/tcp/$node/5000 2>/dev/null; do sleep 0.05; done; echo; done; wait
-    """
+    serve = (
+        "import socket; server = socket.create_server(('', 5000)); "
+        "server.accept()[0].sendall(b'hi from ' + socket.gethostname().encode())"
+    )
+    fetch = "until timeout 2 cat </dev/tcp/$node/5000 2>/dev/null; do sleep 0.05; done; echo"
+    script = f'srun -N2 {sys.executable} -c "{serve}" & for node in n1 n2; do {fetch}; done; wait'
     assert run(script).stdout == "hi from n1\nhi from n2\n"
 
 
@@ -109,11 +116,10 @@ def test_fake_gpus_are_handed_out(gpus, seen):
 
 
 def test_the_network_of_the_machine_is_untouched():
-    interfaces = set(os.listdir("/proc/sys/net/ipv4/conf"))
-    inside = run("ls /proc/sys/net/ipv4/conf; cat /proc/net/route").stdout
-    assert set(os.listdir("/proc/sys/net/ipv4/conf")) == interfaces
-    assert "v1.1" in inside
-    assert not (interfaces - {"all", "default", "lo"}) & set(inside.split())
+    interfaces = {path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir()}
+    inside = run("ls /proc/sys/net/ipv4/conf").stdout.split()
+    assert {path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir()} == interfaces
+    assert sorted(inside) == ["all", "br0", "default", "lo", "v1.1", "v2.1"]
 
 
 def test_memory_and_cpus_of_a_big_node_are_accepted_and_too_many_nodes_refused():
@@ -147,7 +153,7 @@ def test_accounting_knows_a_finished_job():
     done = run(
         """
         job=$(sbatch --parsable -N2 --gpus-per-node=1 -o /dev/null --wrap 'srun true')
-        for i in $(seq 100); do sacct -X -n -P -j $job -o JobName,State | grep -q 'wrap|COMPLETED' && break; sleep 0.1; done
+        until sacct -X -n -P -j $job -o JobName,State | grep -q 'wrap|COMPLETED'; do sleep 0.1; done
         sacct -X -n -P -j $job -o JobID,JobName,State,NodeList,AllocTRES
         """,
         accounting=True,
@@ -164,11 +170,9 @@ def test_two_at_once_do_not_meet():
 
 
 def test_one_inside_another():
-    inner = " ".join(f"'{word}'" if " " in word or "{" in word else word for word in caller("x").copy()[:1])
-    script = f'{inner} -c "$CALL" \'{{"nodes": 3, "gpus_per_node": 0}}\' sinfo -h -p main -o %D; sinfo -h -p main -o %D'
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "CALL": CALL}
-    done = subprocess.run(caller(script), capture_output=True, text=True, check=True, env=env)
-    assert done.stdout == "3\n2\n"
+    count = "sinfo -h -p main -o %D"
+    script = f"{shlex.join(caller(count, nodes=3))}; {count}"
+    assert run(script).stdout == "3\n2\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -191,10 +195,7 @@ def test_a_command_that_ignores_term_is_killed():
 
 
 def test_an_ignored_hangup_stays_ignored():
-    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    argv = ["nohup", *caller("echo ready; sleep 0.5; exit 4")]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
-    assert process.stdout.readline() == "ready\n"
+    process = start("echo ready; sleep 0.5; exit 4", "nohup")
     process.send_signal(signal.SIGHUP)
     assert wait_for_end(process) == 4
 
@@ -253,26 +254,18 @@ def ordinary_user(place):
     home = place / "home"
     home.mkdir()
     shutil.chown(home, "nobody", "nogroup")
-    env = {**os.environ, "PYTHONPATH": str(place), "HOME": str(home), "XDG_STATE_HOME": str(home)}
-    readable = (sys.executable, "/usr/bin/python3")
+    environment = env(PYTHONPATH=str(place), HOME=str(home), XDG_STATE_HOME=str(home))
     # it must be able to start itself again, without the rights that setpriv still has
     test = "import subprocess, sys; sys.exit(sys.version_info < (3, 11) or subprocess.call([sys.executable, '-c', '']))"
 
-    def call(python, *arguments):
+    def call(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [*become, python, "-B", *arguments]
-        return subprocess.run(argv, cwd=place, env=env, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
-    for python in readable:
-        if Path(python).exists() and _permitted(lambda: call(python, "-c", test).returncode == 0):
-            return lambda *arguments: call(python, *arguments)
+    for python in (sys.executable, "/usr/bin/python3"):
+        if Path(python).exists() and call(python, "-c", test).returncode == 0:
+            return partial(call, python)
     return pytest.skip("no Python 3.11 here that an ordinary user may execute")
-
-
-def _permitted(question):
-    try:
-        return question()
-    except PermissionError:
-        return False
 
 
 def test_an_ordinary_user_has_one_too(ordinary_user):
@@ -292,13 +285,39 @@ def test_an_ordinary_user_brings_one_up_and_down(ordinary_user, place):
 import subprocess
 from hpctrain.sandbox import cluster
 sandbox = cluster.up(nodes=2, gpus_per_node=1)
-print(subprocess.run([sandbox.bin / "srun", "-N2", "hostname"], capture_output=True, text=True).stdout.split())
-print(subprocess.run([sandbox.bin / "salloc", "-Q", "-N2", sandbox.bin / "srun", "id", "-un"], capture_output=True, text=True).stdout.split())
+srun, salloc = sandbox.bin / "srun", sandbox.bin / "salloc"
+for command in [srun, "-N2", "hostname"], [salloc, "-Q", "-N2", srun, "id", "-un"]:
+    print(sorted(subprocess.run(command, capture_output=True, text=True).stdout.split()))
 cluster.node("crash", "n2")
 cluster.node("up", "n2")
 print([node["name"] for node in cluster.status()["nodes"]], cluster.down())
 """
     done = ordinary_user("-c", code)
-    lines = done.stdout.splitlines()
-    assert sorted(eval(lines[0])) == ["n1", "n2"], done.stderr  # noqa: S307 (what the code above printed)
-    assert lines[1:] == ["['nobody', 'nobody']", "['n1', 'n2'] True"], done.stderr
+    assert done.stdout.splitlines() == ["['n1', 'n2']", "['nobody', 'nobody']", "['n1', 'n2'] True"], done.stderr
+
+
+@pytest.mark.parametrize(("keys", "told"), [(b"\x03", "interrupted once"), (b"\x04", "end of file")])
+def test_the_command_has_the_terminal(keys, told):
+    script = (
+        "import time\n"
+        "def ask():\n"
+        "    try: print('ready', flush=True); input()\n"
+        "    except EOFError: return 'end of file'\n"
+        "    except KeyboardInterrupt:\n"
+        "        try: time.sleep(0.5); return 'interrupted once'\n"
+        "        except KeyboardInterrupt: return 'interrupted twice'\n"
+        "print(ask())"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        argv = caller(shlex.join([sys.executable, "-c", script]))
+        os.execve(argv[0], argv, env())  # noqa: S606 (none is wanted)
+    seen = b""
+    with os.fdopen(terminal, "r+b", buffering=0) as screen, contextlib.suppress(OSError):  # EIO at the end
+        while b"ready" not in seen:
+            seen += screen.read(100)
+        screen.write(keys)
+        while text := screen.read(100):
+            seen += text
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert told in seen.decode()

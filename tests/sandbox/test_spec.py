@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from hpctrain.errors import UsageError
@@ -48,7 +50,7 @@ def test_all_problems_are_told_at_once():
 
 
 def test_an_ordinary_user_has_as_many_gpus_as_devices_to_borrow(monkeypatch):
-    monkeypatch.setattr(spec.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match=f"gpus_per_node is 16; it must be 0 to {len(spec.borrowed_devices())}"):
         Spec(nodes=1, gpus_per_node=16).check()
 
@@ -72,7 +74,7 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(monkeypat
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize("command", [[], ["no-such-command-anywhere"]])
 def test_a_command_that_is_not_there_is_refused_before_anything_starts(command, place):
-    with pytest.raises(UsageError, match="nothing to run|no such command: no-such-command-anywhere"):
+    with pytest.raises(UsageError, match=r"nothing to run|no such command: no-such-command-anywhere"):
         cluster.run(command, nodes=1, gpus_per_node=0)
     assert not list(place.iterdir())
 

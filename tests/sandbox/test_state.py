@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def sandbox(place):
     sandbox = state.Sandbox(
         root=folder.path,
         holder_pid=os.getpid(),
-        holder_start=state.start_ticks(os.getpid()),
+        holder_start=state.start_ticks(os.getpid()) or 0,
         pid_namespace=state.own_pid_namespace(),
         nodes=2,
         gpus_per_node=1,
@@ -31,7 +32,7 @@ def sandbox(place):
     folder.remove()
 
 
-def _write(sandbox):
+def _write(sandbox: state.Sandbox) -> None:
     state.state_file().parent.mkdir(exist_ok=True, parents=True)
     state.state_file().write_text(json.dumps(asdict(sandbox), default=str))
 
@@ -66,7 +67,7 @@ def test_a_name_with_blanks_and_parentheses_does_not_confuse(tmp_path):
         plain = state.start_ticks(child.pid)
         child.kill()
     assert plain is not None
-    assert abs(plain - state.start_ticks(os.getpid())) < 10**9
+    assert plain >= (state.start_ticks(os.getpid()) or 0)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"root": 1}', '{"root": "/r", "extra": 1}'])
@@ -117,7 +118,7 @@ def test_sweep_keeps_the_young_and_the_living(place):
 def test_a_long_tmpdir_is_not_used(monkeypatch, tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
-    monkeypatch.setattr(root.tempfile, "tempdir", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert root._base() == Path("/tmp")
 
 

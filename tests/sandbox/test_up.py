@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,20 +25,20 @@ def sandbox():
     cluster.down()
 
 
-def client(sandbox, name, *arguments, **options):
+def client(sandbox: state.Sandbox, name: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a client of Slurm from outside."""
-    argv = [sandbox.bin / name, *arguments]
+    argv = [str(sandbox.bin / name), *arguments]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, **options)
 
 
-def eventually(question, seconds=20):
+def eventually(question: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not question():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.05)
 
 
-def states():
+def states() -> dict[str, str]:
     return {node["name"]: node["state"] for node in cluster.status()["nodes"]}
 
 
@@ -132,6 +135,7 @@ def test_an_interrupted_start_leaves_nothing(number, after_s):
     env = {**os.environ, "PYTHONPATH": str(Path(hpctrain.__file__).parents[1])}
     argv = [sys.executable, "-c", code]
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
         process.stdout.readline()
         time.sleep(after_s)
         process.send_signal(number)
@@ -146,7 +150,7 @@ def test_a_start_that_fails_leaves_no_state(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\necho 'no entropy' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(ClusterError, match="munged did not start\nmunged.out.log: no entropy"):
+    with pytest.raises(ClusterError, match=r"munged did not start\nmunged\.out\.log: no entropy"):
         cluster.up(nodes=1, gpus_per_node=0)
     assert not state.state_file().exists()
 
@@ -174,7 +178,7 @@ def test_a_crashed_node_takes_its_processes_along_and_comes_back(sandbox):
 
 
 def test_a_cut_node_hears_nothing_until_its_cable_is_mended(sandbox):
-    def n1_reaches_n2():
+    def n1_reaches_n2() -> bool:
         knock = "timeout 1 bash -c 'exec 3<>/dev/tcp/n2/6818'"
         return client(sandbox, "srun", "-w", "n1", "bash", "-c", knock).returncode == 0
 
@@ -216,3 +220,15 @@ def test_verbs_and_status_work_inside_run():
     env = {**os.environ, "PYTHONPATH": str(Path(hpctrain.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", outer], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "order", [b"", b"\n", b"[]\n", b'{"verb": "crash"}\n', b'{"verb": 1, "node": "n1"}\n', b"\xff\n"]
+)
+def test_a_garbled_order_does_not_end_it(order, sandbox):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(sandbox.root / "run" / "control"))
+        connection.sendall(order)
+        connection.shutdown(socket.SHUT_WR)
+        connection.makefile().read()
+    assert states() == {"n1": "idle", "n2": "idle"}

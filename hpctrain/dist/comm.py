@@ -1,0 +1,65 @@
+"""What the training loop may ask of the other ranks; it knows nothing else of them.
+
+State travels as tensors and as bytes. There are no object collectives: they unpickle what arrives.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Step(Protocol):
+    """One optimizer step of a wrapped model: forward and backward once per pass, then apply."""
+
+    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+        """Run the model on a pass's images `(B, C, H, W)`; `last` says that gradients are summed after this pass."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of this rank's share of the loss, a scalar; after the last pass sum it over all ranks.
+
+        The loss of a rank is its sum over samples divided by the samples of all ranks, so that the sum over ranks and
+        passes is the mean over the global batch.
+        """
+
+    def unscale_and_clip(self, max_norm: float | None) -> None:
+        """Scale the summed gradient down to `max_norm` if its 2-norm is larger; None leaves it as it is."""
+
+    def apply(self) -> bool:
+        """Update the weights and drop the gradient; False if all ranks agreed to skip this step."""
+
+
+class Comm(Protocol):
+    """The ranks of a run."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer, *, example: Tensor) -> Step:
+        """Make a model train on all ranks; its weights become those of rank 0.
+
+        Args:
+            model: on its device, in the dtype of its weights.
+            optimizer: over the model's parameters.
+            example: a batch `(B, C, H, W)` as the model will get it; weights, buffers and random state are left alone.
+        """
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a CPU tensor over all ranks, of the same dtype, on the CPU."""
+
+    def any(self, flag: bool) -> bool:
+        """Say whether any rank's flag is set."""
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Return rank 0's bytes on every rank."""
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    def close(self) -> None:
+        """Leave the group in good order; never called after an error, because it can then wait forever."""

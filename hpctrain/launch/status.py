@@ -1,0 +1,257 @@
+"""Where a run stands: what Slurm or the local supervisor says of it, joined with what its attempts have written.
+
+A verdict that a rank has written counts more than Slurm's COMPLETED or FAILED, which only know the script's exit code.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpctrain.errors import ClusterError, UsageError
+from hpctrain.launch import slurm, states
+from hpctrain.launch.processes import is_alive
+from hpctrain.launch.states import FINAL, State
+from hpctrain.rundir import RunDir, read_json
+
+__all__ = ["FINAL", "find", "listing", "recent", "status", "table"]
+
+_DAY_S = 86400
+_BLOCK = 16384  # bytes at the end of metrics.jsonl: dozens of lines
+_DIRECTORY = re.compile(r"(?P<name>.+)-(?:\d{4}-\d{6}-[0-9a-f]{4}|\d+)")
+
+_CAUSES = {
+    "preempted": "it was told to stop (preempted, or cancelled by other means than hpctrain)",
+    "time_limit": "the time limit was near",
+    "node_failure": "a node was lost",
+    "rank_killed": "a rank was killed",
+    "cancelled": "it was cancelled",
+    "error": "a rank ended with an error",
+}
+
+
+def listing(roots: Iterable[Path]) -> list[RunDir]:
+    """Return the runs below the roots, the newest last; what cannot be read is left out."""
+    found: dict[Path, float] = {}
+    for root in roots:
+        try:
+            directories = list(root.iterdir())
+        except OSError:
+            continue
+        for path in directories:
+            try:
+                found[path.absolute()] = (path / "config.yaml").stat().st_mtime
+            except OSError:  # no run, or another user's
+                continue
+    return [RunDir(path) for path in sorted(found, key=lambda path: (found[path], path.name))]
+
+
+def recent(roots: Iterable[Path]) -> list[RunDir]:
+    """Return the runs of the last day, the newest last."""
+    import time
+
+    since = time.time() - _DAY_S
+    return [run for run in listing(roots) if run.config.stat().st_mtime > since]
+
+
+def find(ref: str, roots: Sequence[Path]) -> RunDir:
+    """Find a run by its directory, the directory's name, the config's name (the newest run) or a job id.
+
+    Raises:
+        UsageError: there is none, or a job id belongs to several runs.
+    """
+    path = Path(ref).expanduser()
+    if "/" in ref or (path / "config.yaml").is_file():
+        return RunDir.open(path)
+    runs = listing(roots)
+    for run in runs:
+        if run.name == ref:
+            return run
+    named = [run for run in runs if name_of(run) == ref]
+    if named:
+        return named[-1]
+    owners = [run for run in runs if ref in _job_ids(run)]
+    if len(owners) > 1:
+        raise UsageError(f"job {ref} belongs to several runs", f"give one of {', '.join(run.name for run in owners)}")
+    if owners:
+        return owners[0]
+    raise _nothing_found(ref, runs, roots)
+
+
+def _nothing_found(ref: str, runs: Sequence[RunDir], roots: Sequence[Path]) -> UsageError:
+    import difflib
+
+    places = ", ".join(map(str, roots)) or "./runs"
+    near = difflib.get_close_matches(ref, {run.name for run in runs} | {name_of(run) for run in runs}, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"no run {ref!r} in {places}", f"{meant}hpctrain list shows the runs; a directory works, too")
+
+
+def name_of(run: RunDir) -> str:
+    """Return the config's name, from the directory's name, which holds it."""
+    match = _DIRECTORY.fullmatch(run.name)
+    return match["name"] if match else str(read_json(run.plan).get("name") or run.name)
+
+
+def _job_ids(run: RunDir) -> set[str]:
+    records = [run.job, *(run.begin(number) for number in run.attempt_numbers())]
+    return {str(record["job_id"]) for record in map(read_json, records) if "job_id" in record}
+
+
+class _Facts(msgspec.Struct, kw_only=True):
+    """What the files of a run say."""
+
+    run: RunDir
+    job_id: str
+    scheduler: str
+    job: dict[str, Any]
+    attempt: int
+    """The newest attempt; 0 before the first."""
+    own: int
+    """The newest attempt of the current job; 0 before its first."""
+    begin: dict[str, Any]
+    outcome: dict[str, Any]
+    """Of the current job's newest attempt."""
+
+
+def _facts(run: RunDir) -> _Facts:
+    job, numbers = read_json(run.job), run.attempt_numbers()
+    attempt = numbers[-1] if numbers else 0
+    begin = read_json(run.begin(attempt)) if attempt else {}
+    submitted = job.get("submitted") or job.get("started") or 0
+    # A script may also be queued by hand, `sbatch RUN/job.sbatch`: then its attempts are newer than job.json.
+    by_hand = bool(begin) and (not job or begin.get("started", 0) > submitted)
+    current = begin if by_hand else job
+    own = attempt if begin.get("job_id") == current.get("job_id") else 0
+    return _Facts(
+        run=run,
+        job_id=str(current.get("job_id", "")),
+        scheduler=str(current.get("scheduler", "")),
+        job=job,
+        attempt=attempt,
+        own=own,
+        begin=begin,
+        outcome=read_json(run.outcome(own)) if own else {},
+    )
+
+
+def status(runs: Iterable[RunDir]) -> list[dict[str, Any]]:
+    """Return a row for each run, in their order; Slurm is asked once for all of them.
+
+    Each row has run, name, job_id, state, reason, attempt, step, total_steps, cause and nodes (host names of the
+    newest attempt). A Slurm that does not answer is no error here: the reason says so.
+    """
+    gathered = [_facts(run) for run in runs]
+    asked = [facts.job_id for facts in gathered if facts.scheduler == "slurm" and not _is_completed(facts)]
+    known: Mapping[str, slurm.Job] = {}
+    unanswered = ""
+    if asked:
+        try:
+            known = slurm.jobs(asked)
+        except ClusterError as error:
+            unanswered = f"Slurm cannot be asked: {error.message.splitlines()[0]}"
+    return [_row(facts, known.get(facts.job_id), unanswered) for facts in gathered]
+
+
+def _row(facts: _Facts, job: slurm.Job | None, unanswered: str) -> dict[str, Any]:
+    state, reason = _state(facts, job, unanswered)
+    cause = facts.outcome.get("cause") or None
+    return {
+        "run": str(facts.run.path),
+        "name": name_of(facts.run),
+        "job_id": facts.job_id,
+        "state": state,
+        "reason": reason,
+        "attempt": facts.attempt,
+        "step": _last_step(facts.run, facts.attempt),
+        "total_steps": read_json(facts.run.plan).get("total_steps"),
+        "cause": cause,
+        "nodes": list(facts.begin.get("hosts", [])),
+    }
+
+
+def _is_completed(facts: _Facts) -> bool:
+    return facts.outcome.get("verdict") == "completed"
+
+
+def _state(facts: _Facts, job: slurm.Job | None, unanswered: str) -> tuple[State, str]:
+    if _is_completed(facts):
+        return "COMPLETED", ""
+    if facts.scheduler != "slurm":
+        if is_alive(int(facts.job.get("pid", 0)), facts.job.get("pid_start")):
+            return "RUNNING", ""
+        gone = "the process that ran it is gone and left no outcome"
+        return _ended(facts, gone if facts.scheduler else "it was never handed to a scheduler")
+    if job is not None:
+        return _slurm_state(facts, job)
+    if unanswered:
+        return ("RUNNING" if facts.own else "PENDING"), unanswered
+    return _ended(facts, "Slurm no longer knows this job and it left no outcome")
+
+
+def _slurm_state(facts: _Facts, job: slurm.Job) -> tuple[State, str]:
+    """Weigh Slurm's word against the outcome of the newest attempt."""
+    state, said = states.our_state(job.state), states.sentence(job.state, job.reason)
+    if state == "PENDING" and facts.own:
+        why = _CAUSES.get(str(facts.outcome.get("cause")), "a node was lost")
+        return "REQUEUED", f"attempt {facts.own} ended: {why}; now: {said}"
+    if state not in FINAL or state == "CANCELLED" or (state == "COMPLETED" and not facts.outcome):
+        return state, said
+    return _ended(facts, f"{said}; see {facts.run.path}/slurm-{job.job_id}.out")
+
+
+def _ended(facts: _Facts, without_outcome: str) -> tuple[State, str]:
+    """State and reason of a run of which nothing runs any more."""
+    outcome = facts.outcome
+    cause = str(outcome.get("cause", ""))
+    if facts.job.get("cancelled") or cause == "cancelled":
+        return "CANCELLED", "it was cancelled"
+    if not outcome:
+        return "FAILED", without_outcome
+    message = str(outcome.get("message") or "").split("\n", 1)[0]
+    text = message or _CAUSES.get(cause, "it failed")
+    if outcome.get("verdict") == "stopped":
+        text = f"{_CAUSES.get(cause, 'it was stopped')}, and it was not started again"
+    return "FAILED", text
+
+
+def _last_step(run: RunDir, attempt: int) -> int | None:
+    """Return the step of the newest line of metrics, from the newest attempt that has one."""
+    for number in range(attempt, 0, -1):
+        try:
+            with run.metrics(number).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _BLOCK))
+                lines = file.read().split(b"\n")
+        except OSError:
+            continue
+        for line in reversed(lines):
+            try:
+                row = msgspec.json.decode(line)
+            except msgspec.DecodeError:  # empty, cut by the block's start, or torn by a crash
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                return int(row["step"])
+    return None
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of `status` as aligned columns for people."""
+    if not rows:
+        return "no runs"
+    lines = [("RUN", "JOB", "STATE", "ATTEMPT", "STEP", "NODES", "REASON")]
+    for row in rows:
+        total = row["total_steps"]
+        step = "-" if row["step"] is None else f"{row['step']}/{total}" if total else str(row["step"])
+        nodes = " ".join(row["nodes"][:4]) + (f" +{len(row['nodes']) - 4}" if len(row["nodes"]) > 4 else "")
+        lines.append((
+            Path(row["run"]).name, row["job_id"] or "-", row["state"], str(row["attempt"]), step, nodes or "-",
+            row["reason"],
+        ))  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
+        for line in lines
+    )

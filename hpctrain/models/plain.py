@@ -1,0 +1,42 @@
+"""Two small nets without batch norm and dropout, so that any split of a batch gives the same gradient."""
+
+from itertools import pairwise
+
+from torch import nn
+
+from hpctrain.config.schema import CnnArgs, MlpArgs
+from hpctrain.errors import UsageError
+
+Shape = tuple[int, int, int]
+
+
+def mlp(args: MlpArgs, shape: Shape, classes: int) -> nn.Module:
+    """Build dense layers with ReLU between them: `(B, C, H, W)` -> `(B, classes)`."""
+    channels, height, width = shape
+    layers: list[nn.Module] = [nn.Flatten()]
+    widths = (channels * height * width, *args.hidden)
+    for wide, narrow in pairwise(widths):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def cnn(args: CnnArgs, shape: Shape, classes: int) -> nn.Module:
+    """Build blocks of convolution, pooling and ReLU, then a dense layer: `(B, C, H, W)` -> `(B, classes)`.
+
+    Raises:
+        UsageError: the images are too small to be halved by each block.
+    """
+    channels, height, width = shape
+    blocks = len(args.channels)
+    if min(height, width) >> blocks == 0:
+        raise UsageError(
+            f"model.args.channels: {blocks} blocks halve the image {blocks} times, and it is {height} x {width}",
+            f"give at most {min(height, width).bit_length() - 1} channels",
+        )
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *args.channels)):
+        # Pooling before ReLU gives the same values and gradients, for a quarter of the ReLU's work.
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
+    flat = args.channels[-1] * (height >> blocks) * (width >> blocks)
+    dense = [nn.Flatten(), nn.Linear(flat, args.hidden), nn.ReLU(), nn.Linear(args.hidden, classes)]
+    return nn.Sequential(*layers, *dense)

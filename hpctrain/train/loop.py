@@ -1,0 +1,246 @@
+"""The training loop.
+
+1. Check that what is here is what was planned; build data, model and optimizer (`prepare`).
+2. Shut out older attempts; go on from the newest checkpoint that verifies.
+3. Steps: learning rate, passes, update; now and then agree whether to stop, report, evaluate, save.
+4. Save, write the outcome, wait until all ranks are here.
+
+The step is the only state of the learning rate and of the order of samples.
+"""
+
+import functools
+import hashlib
+import math
+import time
+
+import msgspec
+import torch
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from hpctrain.config.schema import Config
+from hpctrain.data.batches import Batches
+from hpctrain.dist.comm import Comm
+from hpctrain.errors import JobError, WorldError
+from hpctrain.models.build import BUILDERS
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir
+from hpctrain.schedule import is_due, lr_at
+from hpctrain.train import outcome, prepare
+from hpctrain.train.checkpoint import Checkpoints
+from hpctrain.train.evaluate import Result, evaluate
+from hpctrain.train.metrics import Lines, Meter, Report, Timer
+from hpctrain.train.outcome import Outcome
+from hpctrain.train.stop import Cause, Stop
+from hpctrain.world import World
+
+
+def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
+    run: RunDir,
+    attempt: int,
+    config: Config,
+    plan: Plan,
+    world: World,
+    comm: Comm,
+    device: torch.device,
+    stop: Stop,
+    *,
+    debug: bool = False,
+) -> Outcome:
+    """Train from where the run stands to its end, or until told to stop.
+
+    Every rank calls this once, and gets the outcome after rank 0 has saved the last step and written it down.
+
+    Args:
+        run: where everything is written.
+        attempt: its number; only this attempt's files are appended to.
+        config: as frozen in the run directory.
+        plan: made from it; what is here is checked against it.
+        world: this process.
+        comm: all ranks.
+        device: of this rank.
+        stop: with its handlers installed.
+        debug: name the operation that made a NaN, and refuse what is not deterministic.
+
+    Raises:
+        WorldError: the ranks, the rate or the batch are not the planned ones.
+        DataError: the dataset cannot be read, or is another than planned.
+        CheckpointError: a checkpoint cannot be written, or does not fit the config.
+        JobError: the loss is no number any more, or the user's model failed.
+    """
+    began = time.perf_counter()
+    if debug:
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(True)
+    numbers = prepare.planned(config, plan, world, comm)
+    data, model, optimizer, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
+    config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
+    checkpoints = Checkpoints(run, attempt, plan, keep=config.checkpoint.keep, config_sha256=config_sha256)
+    found = prepare.resume(checkpoints, comm, model, optimizer)
+    total, start = numbers.total_steps, 0 if found is None else found.step
+    if start > total:
+        raise JobError(
+            f"the newest checkpoint is of step {start}, and the plan ends at step {total}",
+            "ask for more: train.epochs or train.steps",
+        )
+    batches = Batches(
+        samples=numbers.train_samples,
+        global_batch=numbers.global_batch,
+        steps_per_epoch=numbers.steps_per_epoch,
+        accumulate=numbers.accumulate,
+        rank=comm.rank,
+        ranks=comm.size,
+        seed=plan.seed,
+        device=device,
+    )
+    rate = _rate(config, numbers)
+    report = Report(
+        run.metrics(attempt) if comm.rank == 0 else None,
+        steps_per_epoch=numbers.steps_per_epoch,
+        total_steps=total,
+    )
+    sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
+    draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
+    meter, timer = Meter(), Timer()
+    cause: Cause | None = None
+    result: Result | None = None
+    done, seen, reported, lr = start, 0, 0, rate(max(start - 1, 0))
+
+    def evaluate_now() -> Result:
+        timer.pause()
+        tested = evaluate(model, data.test, comm=comm, precision=precision, device=device)
+        report.write("test", step=done, samples=tested.samples, correct=tested.correct, loss=tested.loss, lr=lr,
+                     seconds=tested.seconds)  # fmt: skip
+        timer.go_on()
+        return tested
+
+    def save(*, evaluated: bool) -> None:
+        timer.pause()
+        _check_loss(float(comm.sum(meter.totals())[0]), done, lr)  # what no number made is not worth keeping
+        if comm.rank == 0:
+            checkpoints.save(done, model, optimizer, evaluated=evaluated)
+        timer.go_on()
+
+    if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
+        result = evaluate_now()  # the attempt before was stopped between the step and its evaluation
+
+    for index in range(start, total):
+        lr = rate(index)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        share = batches[index]
+        for number, (chosen, stand_in) in enumerate(zip(share.passes, share.stand_in, strict=True)):
+            last = number == numbers.accumulate - 1
+            if draws:
+                _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
+            images, labels = data.train.gather(chosen)
+            with precision.arithmetic():
+                logits = wrapped.forward(images, last=last)
+            logits = logits.to(precision.dtype)
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            if stand_in:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
+                loss = loss * 0.0
+            else:
+                meter.add(logits, labels, loss)
+            wrapped.backward(loss / share.samples, last=last)
+        wrapped.apply()
+        done = index + 1
+        seen += share.samples
+        if sample_log is not None:
+            sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
+        if index == start or done == total:
+            _check_step(optimizer, rate(index), share.mine, share.samples, comm, plan)
+
+        if done >= stop.next_step and done < total:
+            cause = stop.agree(done, comm)
+        if cause is not None or is_due(done, numbers.log_every_steps, total):
+            loss_sum, right = comm.sum(meter.totals()).tolist()
+            _check_loss(loss_sum, done, lr)
+            count = seen - reported
+            report.write("train", step=done, samples=count, correct=right, loss=loss_sum / count, lr=lr,
+                         seconds=timer.lap())  # fmt: skip
+            meter.reset()
+            reported = seen
+        if cause is not None:
+            save(evaluated=not is_due(done, numbers.eval_every_steps, total))
+            break
+        if is_due(done, numbers.eval_every_steps, total):
+            result = evaluate_now()
+        if is_due(done, numbers.checkpoint_every_steps, total):
+            save(evaluated=True)
+
+    if cause is None and result is None:  # the attempt before saved the last step, and no more
+        result = evaluate_now()
+    training_s = timer.seconds()
+    ended = Outcome(
+        verdict="completed" if cause is None else "stopped",
+        cause=cause,
+        message="" if cause is None else f"told to stop, saved at step {done}",
+        step=done,
+        total_steps=total,
+        epoch=done / numbers.steps_per_epoch,
+        accuracy=None if result is None else result.accuracy,
+        loss=None if result is None else result.loss,
+        samples_per_s=seen / training_s if seen else None,
+        time_s=time.perf_counter() - began,
+    )
+    report.close()
+    if sample_log is not None:
+        sample_log.close()
+    if comm.rank == 0:
+        outcome.write(run, attempt, ended)
+        print(ended.line(), flush=True)
+    comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
+    return ended
+
+
+def _rate(config: Config, numbers: prepare.Numbers) -> functools.partial[float]:
+    """Return the learning rate as a function of the step alone."""
+    if config.optim is None:
+        raise AssertionError("a config that trains has an optimizer")
+    return functools.partial(
+        lr_at,
+        peak=numbers.lr_used,
+        shape=config.optim.schedule,
+        warmup_steps=numbers.warmup_steps,
+        total_steps=numbers.total_steps,
+        decay=config.optim.decay,
+        decay_every_steps=numbers.decay_every_steps,
+    )
+
+
+def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
+    """Key the random numbers of a pass (dropout) by what it computes, not by who computes it or what came before."""
+    text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(key)
+
+
+def _check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
+    """In the first and the last step: the ranks together did the planned batch at the planned rate.
+
+    Raises:
+        WorldError: they did not.
+    """
+    used = {group["lr"] for group in optimizer.param_groups}
+    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
+    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
+        raise WorldError(
+            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
+            f"{plan.ranks} at {lr}"
+        )
+
+
+def _check_loss(loss: float, step: int, lr: float) -> None:
+    """Refuse to go on with a loss that is no number; it is the same on all ranks, so all end here.
+
+    Raises:
+        JobError: it is infinite or no number.
+    """
+    if not math.isfinite(loss):
+        raise JobError(
+            f"the loss is {loss} at step {step} (learning rate {lr:g})",
+            "try a lower optim.lr, a longer optim.warmup, or hpctrain run --debug to see which operation began it",
+        )

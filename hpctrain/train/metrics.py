@@ -1,0 +1,155 @@
+"""What is measured during training, and where it is written; nothing here waits for the device between intervals."""
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+_HELD_PASSES = 64
+_HELD_VALUES = 2**20
+
+
+class Meter:
+    """Loss and accuracy of an interval on this rank.
+
+    Passes are only held, and counted together once in a while: a step is charged with two list entries, not with the
+    five small kernels that counting takes.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._values = 0
+        self._loss = 0.0
+        self._correct = 0
+
+    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Take a pass: logits `(B, K)`, labels int64 `(B,)` and the loss summed over the samples."""
+        self._held.append((logits.detach(), labels, loss_sum.detach()))
+        self._values += logits.numel()
+        if len(self._held) == _HELD_PASSES or self._values > _HELD_VALUES:
+            self._count()
+
+    def totals(self) -> Tensor:
+        """Return this rank's sum of losses and number of right answers so far, float64 `(2,)` on the CPU."""
+        self._count()
+        return torch.tensor([self._loss, self._correct], dtype=torch.float64)
+
+    def reset(self) -> None:
+        """Begin a new interval; call it after `totals`."""
+        self._loss, self._correct = 0.0, 0
+
+    def _count(self) -> None:
+        if not self._held:
+            return
+        logits, labels, losses = zip(*self._held, strict=True)
+        self._held, self._values = [], 0
+        self._loss += float(torch.stack(losses).double().sum().item())
+        self._correct += correct(torch.cat(logits), torch.cat(labels))
+
+
+def correct(logits: Tensor, labels: Tensor) -> int:
+    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`."""
+    return int((logits.argmax(1) == labels).sum().item())
+
+
+class Timer:
+    """Seconds of training, with evaluation and saving left out."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._before = 0.0
+        self._lap = 0.0
+
+    def pause(self) -> None:
+        """Stop counting."""
+        self._before = self.seconds()
+        self._since = float("inf")  # until `go_on` no time passes
+
+    def go_on(self) -> None:
+        """Count again."""
+        self._since = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before + max(time.perf_counter() - self._since, 0.0)
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        now = self.seconds()
+        lap, self._lap = now - self._lap, now
+        return lap
+
+
+class Lines:
+    """A file of one JSON object per line. Every line is handed to the system at once: a killed rank loses none."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        self._file = io.FileIO(descriptor, "w")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; one write call, so that a reader never sees half of it mixed with another's."""
+        self._file.write(msgspec.json.encode(record) + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Report:
+    """What rank 0 writes of the whole run: `metrics.jsonl` for programs, standard output for people.
+
+    Args:
+        path: the file; None on all other ranks, which write nothing.
+        steps_per_epoch: optimizer steps of one pass.
+        total_steps: of the whole training.
+    """
+
+    def __init__(self, path: Path | None, *, steps_per_epoch: int, total_steps: int) -> None:
+        self._lines = None if path is None else Lines(path)
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+
+    def write(
+        self, split: str, *, step: int, samples: int, correct: float, loss: float, lr: float, seconds: float
+    ) -> None:
+        """Write one interval or evaluation.
+
+        Args:
+            split: train or test.
+            step: optimizer steps done.
+            samples: over all ranks since the last such line.
+            correct: of these.
+            loss: mean over these.
+            lr: used in the step just done.
+            seconds: that these samples took.
+        """
+        if self._lines is None:
+            return
+        record = {
+            "time": time.time(),
+            "epoch": step / self._steps_per_epoch,
+            "step": step,
+            "split": split,
+            "loss": loss,
+            "accuracy": correct / samples,
+            "lr": lr,
+            "samples_per_s": samples / seconds,
+            "samples": samples,
+        }
+        self._lines.write(record)
+        print(
+            f"{split:5}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "
+            f"accuracy {record['accuracy']:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._lines is not None:
+            self._lines.close()

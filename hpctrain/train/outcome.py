@@ -1,0 +1,40 @@
+"""How an attempt ended, as the batch script reads it; no torch, so that it can be written whatever went wrong."""
+
+from typing import Literal
+
+import msgspec
+
+from hpctrain.rundir import RunDir, publish_first
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of one attempt. Encoded without blanks: the script looks for `"verdict":"stopped"` with grep."""
+
+    verdict: Literal["completed", "stopped", "failed"]
+    cause: Literal["time_limit", "preempted", "cancelled", "error"] | None = None
+    message: str = ""
+    step: int
+    """Optimizer steps that are done and saved."""
+    total_steps: int
+    epoch: float
+    """Passes over the training set that are done."""
+    accuracy: float | None = None
+    """Of the last evaluation of this attempt on the test set; None if it had none."""
+    loss: float | None = None
+    """Of the same evaluation."""
+    samples_per_s: float | None = None
+    """Training samples of this attempt over all ranks per second of training; evaluation and saving left out."""
+    time_s: float
+    """Seconds from the start of this attempt's loop to its end, everything included."""
+
+    def line(self) -> str:
+        """Return the last line of a run, for people."""
+        accuracy = "not evaluated" if self.accuracy is None else f"accuracy {self.accuracy:.4f}"
+        speed = "" if self.samples_per_s is None else f", {self.samples_per_s:,.0f} samples/s"
+        how = self.verdict if self.cause is None else f"{self.verdict} ({self.cause})"
+        return f"{how}: step {self.step}/{self.total_steps}, {accuracy}{speed}, {self.time_s:.1f} s"
+
+
+def write(run: RunDir, attempt: int, outcome: Outcome) -> None:
+    """Publish `attempts/N/outcome.json` after the save; a failure that another rank recorded before stays."""
+    publish_first(run.outcome(attempt), msgspec.json.encode(outcome))

@@ -1,0 +1,34 @@
+"""In which number formats a run computes: one dtype for weights and batches, one for the arithmetic inside."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from hpctrain.config.schema import Precision as Name
+
+
+class Precision:
+    """The number formats of a run.
+
+    - fp32: everything in float32, also on GPUs, where torch would let convolutions round to TF32.
+    - bf16: weights, gradients and optimizer in float32; matrix products and convolutions in bfloat16 (autocast).
+    - fp64: everything in float64, for proofs of equality.
+    """
+
+    def __init__(self, name: Name, device: torch.device) -> None:
+        self.name = name
+        self.dtype = torch.float64 if name == "fp64" else torch.float32
+        """Of weights, batches and the loss."""
+        self._device = device.type
+        if device.type == "cuda":
+            torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            # the fastest algorithm of a convolution may sum in another order every time; a resumed run must not
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the model runs; a new one for each use."""
+        if self.name == "bf16":
+            return torch.autocast(self._device, torch.bfloat16)
+        return contextlib.nullcontext()

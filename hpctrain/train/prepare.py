@@ -1,0 +1,160 @@
+"""Everything before the first step: check what is here against the plan, build the parts, find where to go on."""
+
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hpctrain.config.schema import Config
+from hpctrain.data import images
+from hpctrain.dist.comm import Comm, Step
+from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
+from hpctrain.models import build as models
+from hpctrain.plan import Plan
+from hpctrain.schedule import scaled_lr
+from hpctrain.train import optim
+from hpctrain.train.checkpoint import Checkpoints, Manifest
+from hpctrain.train.precision import Precision
+from hpctrain.world import World
+
+
+class Numbers(NamedTuple):
+    """The numbers of a plan that trains: all of them are known."""
+
+    train_samples: int
+    test_samples: int
+    global_batch: int
+    accumulate: int
+    lr_used: float
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    decay_every_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    log_every_steps: int
+
+
+class Parts(NamedTuple):
+    """What one rank trains with."""
+
+    data: images.Dataset
+    model: nn.Module
+    optimizer: Optimizer
+    step: Step
+    precision: Precision
+
+
+def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
+    """Take the plan's numbers, after the ranks that are here and the scaled rate were checked against it.
+
+    Raises:
+        WorldError: other ranks or another rate than planned.
+    """
+    numbers = {name: getattr(plan, name) for name in Numbers._fields}
+    if None in numbers.values() or config.optim is None:
+        raise AssertionError("the launcher lets no plan pass that has unknown numbers")
+    met = int(comm.sum(torch.tensor([1])).item())
+    if not (met == comm.size == world.size == plan.ranks and comm.rank == world.rank):
+        raise WorldError(
+            f"{world} met {met} ranks in a group of {comm.size}; {plan.ranks} are planned",
+            "start the run again with as many ranks as the plan says",
+        )
+    optim_config = config.optim
+    lr = scaled_lr(
+        optim_config.lr,
+        rule=optim_config.scale,
+        global_batch=numbers["global_batch"],
+        base_batch=optim_config.base_batch,
+    )
+    if lr != plan.lr_used:
+        raise WorldError(f"the config gives the learning rate {lr:g}, the plan has {plan.lr_used:g}")
+    return Numbers(**numbers)
+
+
+def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torch.device) -> Parts:
+    """Build data, model and optimizer, and make the model train on all ranks.
+
+    Raises:
+        DataError: the dataset cannot be read, or is not the planned one.
+        UsageError: the user's model cannot be found, or does not fit the images.
+        JobError: the user's model failed, or returns no logits.
+    """
+    if config.data is None or config.model is None or config.optim is None:
+        raise AssertionError("a config that trains has these sections")
+    precision = Precision(config.precision, device)
+    data = images.load(
+        config.data,
+        path=plan.data_path,
+        train_samples=numbers.train_samples,
+        seed=plan.seed,
+        device=device,
+        dtype=precision.dtype,
+    )
+    if (data.train.count, data.test.count) != (numbers.train_samples, numbers.test_samples):
+        raise DataError(
+            f"{config.data.dataset} has {data.train.count} training and {data.test.count} test samples; "
+            f"{numbers.train_samples} and {numbers.test_samples} are planned",
+            "the files changed after the run was submitted; submit it again",
+        )
+    model = models.build(config.model, shape=data.shape, classes=data.classes, seed=plan.seed)
+    model = model.to(device, precision.dtype)
+    optimizer = optim.build(config.optim, model.parameters())
+    example, _ = data.train.gather(torch.arange(min(2, numbers.train_samples), device=device))
+    with precision.arithmetic():
+        _try_out(model, example, data.classes, config.model.name)
+        step = comm.wrap(model, optimizer, example=example)
+    return Parts(data, model, optimizer, step, precision)
+
+
+def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, optimizer: Optimizer) -> Manifest | None:
+    """Shut out older attempts, then put the newest checkpoint that verifies into model and optimizer.
+
+    Rank 0 chooses, so that all go on from the same; None if there is none yet.
+
+    Raises:
+        CheckpointError: it does not fit the config, this attempt is outdated, or all that are there are damaged.
+    """
+    choice = b""
+    if comm.rank == 0:
+        checkpoints.fence()
+        manifest, damaged = checkpoints.newest()
+        for message in damaged:
+            print(f"hpctrain: skipped a checkpoint: {message}", flush=True)
+        if manifest is not None:
+            choice = manifest.encode()
+    choice = comm.broadcast(choice)
+    if not choice:
+        return None
+    manifest = msgspec.json.decode(choice, type=Manifest)
+    checkpoints.load(manifest, model, optimizer)
+    if comm.rank == 0:
+        print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
+    return manifest
+
+
+def _try_out(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    """Let the model see one small batch before anything else depends on it."""
+    training = model.training
+    model.eval()  # so that running averages stay as they are
+    try:
+        with torch.no_grad():
+            logits = model(example)
+    except HpctrainError:
+        raise
+    except Exception as error:
+        raise JobError(
+            f"model.name: {name} failed on a batch of shape {tuple(example.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (len(example), classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise JobError(
+            f"model.name: {name} gives {got} for images of shape {tuple(example.shape)}",
+            f"it must return logits of shape (B, {classes}), one for each class",
+        )
+    if not any(part.requires_grad for part in model.parameters()):
+        raise JobError(f"model.name: {name} has no parameters to train")

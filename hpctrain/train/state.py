@@ -1,0 +1,104 @@
+"""Weights and optimizer state <-> files of tensors and JSON. No pickle: it runs code that a file brings along."""
+
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hpctrain.errors import CheckpointError
+
+Scalars = dict[str, Any]
+"""What of an optimizer's state is no tensor, as JSON: `state` by parameter and name, and `groups`."""
+
+
+def model_bytes(model: nn.Module) -> bytes:
+    """Return a model's parameters and buffers as a safetensors file; the same state always gives the same bytes."""
+    return write_tensors(_apart(model.state_dict()))
+
+
+def load_model(model: nn.Module, content: bytes, name: str) -> None:
+    """Put the state of `model_bytes` into a model.
+
+    Raises:
+        CheckpointError: the model has other parameters or shapes; the message lists them.
+    """
+    saved, wanted = _tensors(content, name), model.state_dict()
+    problems = [f"{key}: not in the checkpoint" for key in wanted.keys() - saved.keys()]
+    problems += [f"{key}: not in the model" for key in saved.keys() - wanted.keys()]
+    problems += [
+        f"{key}: {_shape(saved[key])} in the checkpoint, {_shape(wanted[key])} in the model"
+        for key in saved.keys() & wanted.keys()
+        if saved[key].shape != wanted[key].shape or saved[key].dtype != wanted[key].dtype
+    ]
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:10])
+        raise CheckpointError(
+            f"{name} holds another model than the config's: {len(problems)} differences\n  {shown}",
+            "go on with the model and precision of the checkpoint, or start a new run",
+        )
+    model.load_state_dict(saved)
+
+
+def optimizer_bytes(optimizer: Optimizer) -> tuple[bytes, Scalars]:
+    """Return an optimizer's state: tensors as a safetensors file, the rest as JSON values.
+
+    Works for every optimizer of torch whose state is tensors and plain numbers, by parameter.
+
+    Raises:
+        CheckpointError: the optimizer keeps something else.
+    """
+    packed = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Scalars] = {}
+    for parameter, entries in packed["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                scalars.setdefault(str(parameter), {})[name] = value
+            else:
+                raise CheckpointError(f"{type(optimizer).__name__} keeps {name} as {type(value).__name__}: not savable")
+    groups = [len(group["params"]) for group in packed["param_groups"]]
+    return write_tensors(_apart(tensors)), {"kind": type(optimizer).__name__, "state": scalars, "groups": groups}
+
+
+def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name: str) -> None:
+    """Put the state of `optimizer_bytes` into an optimizer.
+
+    Rates, momentum and the like stay as the config says: they are settings, and a checkpoint holds state.
+
+    Raises:
+        CheckpointError: it is the state of another kind of optimizer, or of other parameters.
+    """
+    packed = optimizer.state_dict()
+    groups = [len(group["params"]) for group in packed["param_groups"]]
+    if scalars["kind"] != type(optimizer).__name__ or scalars["groups"] != groups:
+        raise CheckpointError(
+            f"{name} holds the state of {scalars['kind']} over {scalars['groups']} parameters; the config's "
+            f"optimizer is {type(optimizer).__name__} over {groups}",
+            "go on with the optimizer of the checkpoint, or start a new run",
+        )
+    state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in scalars["state"].items()}
+    for key, tensor in _tensors(content, name).items():
+        parameter, _, entry = key.partition(".")
+        state.setdefault(int(parameter), {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, each into memory of its own: safetensors refuses the shared one of tied weights."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+
+
+def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        return read_tensors(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{' x '.join(map(str, tensor.shape)) or 'a number'} {str(tensor.dtype).removeprefix('torch.')}"
