@@ -6,12 +6,8 @@ RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json
                attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl
 """
 
-import hashlib
 import os
 import re
-import secrets
-import shutil
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +43,9 @@ class RunDir:
         Raises:
             UsageError: `runs` cannot be written, or its path holds characters that are not safe in a batch script.
         """
+        import secrets
+        import time
+
         root = runs.expanduser().absolute()
         if SAFE_PATH.fullmatch(str(root)) is None:
             raise UsageError(
@@ -86,6 +85,8 @@ class RunDir:
 
     def remove(self) -> None:
         """Delete the directory: of a submission that was refused nothing half-made stays."""
+        import shutil
+
         shutil.rmtree(self.path, ignore_errors=True)
 
     def attempt(self, number: int) -> Path:
@@ -151,6 +152,8 @@ class RunDir:
 
     def begin_attempt(self, begin: dict[str, Any]) -> int:
         """Claim the next attempt number; make its directory, secret and begin.json, as the batch script does in bash."""
+        import secrets
+
         number = (self.attempt_numbers() or [0])[-1] + 1
         while True:
             try:
@@ -205,6 +208,8 @@ def changed_since(root: Path, sums: str) -> list[str]:
 
 
 def _sum(root: Path, name: str) -> str:
+    import hashlib
+
     try:
         with open(os.path.join(root, name), "rb") as file:  # noqa: PTH118, PTH123
             return hashlib.sha256(file.read()).hexdigest()

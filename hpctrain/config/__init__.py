@@ -1,1 +1,1 @@
-"""The config file: its classes (`schema`), its reader (`load`), its rules between fields (`check`), its docs (`reference`)."""
+"""The config file: `schema` (its classes), `load` (reader), `check` (rules between fields), `reference` (docs)."""

@@ -20,9 +20,6 @@ MAX_ALIASES = 32
 MAX_VALUES = 10_000
 """Keys and values of a file, those that aliases repeat counted each time: the budget that stops an alias bomb."""
 
-_UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-"""What YAML 1.2 does not print, and the three characters that YAML 1.1, so libyaml, takes for line breaks."""
-
 
 class Place(Struct, frozen=True):
     """Where something stands: in a file, or (line 0, and the column is its turn) on the command line."""
@@ -106,10 +103,10 @@ def read(text: str, place: Callable[[int, int], Place]) -> tuple[Node | None, li
     Raises:
         NotReadableError: the text is not YAML, or over a limit.
     """
-    bad = _UNPRINTABLE.search(text)
+    bad = unprintable(text)
     if bad is not None:
-        line, column = position(text, bad.start())
-        message = f"unprintable character {bad[0]!a}; remove it, or write it as an escape in double quotes"
+        line, column = position(text, bad)
+        message = f"unprintable character {text[bad]!a}; remove it, or write it as an escape in double quotes"
         raise NotReadableError([(place(line, column), message)])
     tree = _Tree(place)
     try:
@@ -119,6 +116,18 @@ def read(text: str, place: Callable[[int, int], Place]) -> tuple[Node | None, li
         problem = (tree.place(error.problem_mark or error.context_mark), _not_yaml(error, text))
         raise NotReadableError([*tree.problems, problem]) from None
     return tree.root, tree.problems
+
+
+def unprintable(text: str) -> int | None:
+    """Return the index of the first character that cannot stand in YAML, if there is one.
+
+    These are what YAML 1.2 does not print, and three characters that YAML 1.1, so libyaml, takes for line breaks.
+    """
+    if text.replace("\n", "").replace("\t", "").replace("\r", "").isprintable():
+        return None  # almost always: the pattern takes milliseconds to compile
+    allowed = r"\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff"
+    match = re.search(f"[^{allowed}]", text)
+    return None if match is None else match.start()
 
 
 def position(text: str, index: int) -> tuple[int, int]:

@@ -1,15 +1,12 @@
 """`key.sub=value` from the command line, laid over the tree of the file under the same rules."""
 
-import re
 from collections.abc import Sequence
 
-from hpctrain.config.document import Node, NotReadableError, Place, Problem, Scalar, Section, read
+from hpctrain.config.document import Node, NotReadableError, Place, Problem, Scalar, Section, read, unprintable
 from hpctrain.config.values import shorten
 
 EITHER = (("train.epochs", "train.steps"), ("batch.global", "batch.per_rank"))
 """Pairs of keys of which a config gives one: giving one on the command line takes the other out of the file."""
-
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 
 
 def apply(root: Section, overrides: Sequence[str]) -> tuple[Section, list[Problem]]:
@@ -54,7 +51,7 @@ def _value(text: str, place: Place, problems: list[Problem]) -> Node:
 
     Plain text is not looked at for YAML's marks, so that `slurm.nodelist=n[1-4],n7` needs no quotes but the shell's.
     """
-    if _PRINTABLE.fullmatch(text) is None:
+    if unprintable(text) is not None:
         raise NotReadableError([(place, "unprintable character; remove it")])
     if text.lstrip()[:1] not in {"[", "{", '"', "'"}:
         return Scalar(place, text.strip(), plain=True)

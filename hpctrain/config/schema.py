@@ -3,9 +3,6 @@
 Every field has a docstring under it: `docs/config.md`, the JSON Schema for editors and the messages of
 `hpctrain check` are made from these lines, so that each fact has this one home. `load` reads each YAML
 scalar by its field's type; `check` holds the rules between fields.
-
-Text that reaches a `#SBATCH` line is confined by the `pattern` of its field (`fullmatch`), because sbatch's
-own lexer is not a shell and no quoting is safe there (docs/decisions.md).
 """
 
 from typing import Annotated, Any, Literal
@@ -14,64 +11,38 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from hpctrain.config.duration import Duration
-
-
-def _text(pattern: str, expect: str) -> Meta:
-    """Text that must `fullmatch` the pattern; `expect` is what the error message asks for."""
-    return Meta(extra={"pattern": pattern, "expect": expect})
-
-
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(ge=0, lt=1)]
-
-Name = Annotated[
-    str, _text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', at most 64, no '-' in front")
-]
-Word = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}", "one word of letters, digits and '_.@+-'")]
-Words = Annotated[
-    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.@+,-]{0,255}", "words of letters, digits and '_.@+-', separated by commas")
-]
-Time = Annotated[
-    str,
-    _text(
-        r"[0-9]{1,3}-[0-9]{1,2}(:[0-5]?[0-9]){0,2}|[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]",
-        "a time as HH:MM:SS or D-HH:MM:SS, such as 12:00:00",
-    ),
-]
-Memory = Annotated[str, _text(r"[1-9][0-9]{0,8}[KMGT]", "memory with its unit, such as 64G")]
-Constraint = Annotated[
-    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.&|*,()\[\]-]{0,255}", "node features joined by & | , ( ) [ ]")
-]
-Gres = Annotated[
-    str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.:,=-]{0,255}", "generic resources such as gpu:a100:4, separated by commas")
-]
-HostList = Annotated[
-    str, _text(r"[A-Za-z0-9][A-Za-z0-9_.,\[\]-]{0,1023}", "host names or ranges such as n[1-4],gpu07")
-]
-Dependency = Annotated[
-    str, _text(r"singleton|[a-z]+(:[0-9_]+)+([,?][a-z]+(:[0-9_]+)+)*", "a dependency such as afterok:1234 or singleton")
-]
-MailType = Annotated[str, _text(r"[A-Z0-9_]+(,[A-Z0-9_]+)*", "mail types such as END,FAIL")]
-Mail = Annotated[str, _text(r"[A-Za-z0-9][A-Za-z0-9._+-]*(@[A-Za-z0-9.-]+)?", "a mail address or user name")]
-Path = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,4096}", "a path without control characters")]
-Line = Annotated[str, _text(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4096}", "one line of shell code")]
-Module = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,255}", "a module such as cuda/12.4")]
-Interface = Annotated[str, _text(r"[A-Za-z0-9_.-]{1,15}", "the name of one network interface, such as ib0")]
-HostSuffix = Annotated[str, _text(r"[A-Za-z0-9.-]{0,63}", "letters, digits, '.' and '-'")]
-Mount = Annotated[str, _text(r"/[^\x00-\x1f\x7f:,]*(:/[^\x00-\x1f\x7f:,]*(:r[ow])?)?", "SRC[:DST[:ro]], absolute paths")]
-Image = Annotated[str, _text(r"[A-Za-z0-9/.~][^\x00-\x20\x7f]{0,1023}", "a path or address of an image, no blanks")]
-Function = Annotated[
-    str, _text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "the user's own as package.module:function")
-]
+from hpctrain.config.texts import (
+    Constraint,
+    Count,
+    Dependency,
+    Fraction,
+    Function,
+    Gres,
+    HostList,
+    HostSuffix,
+    Image,
+    Interface,
+    Line,
+    Mail,
+    MailType,
+    Memory,
+    Module,
+    Mount,
+    Name,
+    NonNegative,
+    Path,
+    Positive,
+    Time,
+    Word,
+    Words,
+)
 
 Precision = Literal["fp64", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Slurm(Struct, frozen=True, kw_only=True):
-    """What is asked of Slurm. Ignored by `hpctrain run` and the local scheduler, but for `ranks_per_node` and `gpus_per_node`."""
+    """What is asked of Slurm; without Slurm only `ranks_per_node` and `gpus_per_node` count."""
 
     partition: Words | None = None
     """Partition to queue in; the cluster's default if absent."""
@@ -108,7 +79,8 @@ class Slurm(Struct, frozen=True, kw_only=True):
     mail_user: Mail | None = None
     """Address for these mails."""
     signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """Seconds before the time limit at which the ranks are told to save and stop; 120 if a time is given, else none. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is given."""
+    """Seconds before the time limit at which the ranks are told to save and stop; 120 if a time is given, else
+    none. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is given."""
     template: Path | None = None
     """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
 
@@ -175,7 +147,8 @@ class Data(Struct, frozen=True, kw_only=True):
     """The dataset."""
 
     dataset: Literal["mnist", "digits", "synthetic"]
-    """mnist: IDX files, .gz or not; digits: 1,797 real handwritten 8 x 8 digits that come along; synthetic: random images for benchmarks."""
+    """mnist: IDX files, .gz or not; digits: 1,797 real handwritten 8 x 8 digits that come along; synthetic:
+    random images for benchmarks."""
     path: Path | None = None
     """Directory of the files; for mnist `$HPCTRAIN_DATA/mnist` if absent."""
     samples: Positive | None = None
@@ -204,7 +177,8 @@ class Model(Struct, frozen=True, kw_only=True):
     """The model."""
 
     name: Literal["mlp", "cnn"] | Function
-    """mlp, cnn, or the user's own function as package.module:function, called with `args` and returning a torch.nn.Module."""
+    """mlp, cnn, or the user's own function as package.module:function, called with `args` and returning a
+    torch.nn.Module."""
     args: dict[str, Any] = {}
     """Arguments of the model."""
 
@@ -236,7 +210,8 @@ class Optim(Struct, frozen=True, kw_only=True):
     warmup: Duration = Duration(0, "steps")
     """Length of the linear ramp from lr / warm-up steps to the full rate (Goyal et al. 2017, section 2.2)."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
-    """constant; step: times `decay` every `decay_every`; cosine: to zero at the end (Loshchilov & Hutter 2017, without restarts)."""
+    """constant; step: times `decay` every `decay_every`; cosine: to zero at the end (Loshchilov & Hutter 2017,
+    without restarts)."""
     decay: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """Factor of the step schedule."""
     decay_every: Duration = Duration(30, "epochs")
@@ -316,7 +291,8 @@ class Config(Struct, frozen=True, kw_only=True):
     restart: Restart = Restart()
     log: Log = Log()
     command: tuple[str, ...] | None = None
-    """A program to start as every rank instead of hpctrain's own training, such as [python, train.py, --epochs, "3"]."""
+    """A program to start as every rank instead of hpctrain's own training, such as [python, train.py, --epochs,
+    "3"]."""
 
 
 MODEL_ARGS: dict[str, type[Struct]] = {"mlp": MlpArgs, "cnn": CnnArgs}

@@ -24,8 +24,7 @@ class _Dumper(yaml.CSafeDumper):
         """Return the tag of a plain scalar, by the same table that `load` reads with."""
         if kind is not yaml.ScalarNode:
             return "tag:yaml.org,2002:seq" if kind is yaml.SequenceNode else "tag:yaml.org,2002:map"
-        is_text = not implicit[0] or (scalars.is_text(value) and value != "<<")
-        return "tag:yaml.org,2002:str" if is_text else _tag(value)
+        return _tag(value) if implicit[0] else "tag:yaml.org,2002:str"
 
     def text(self, data: str) -> yaml.Node:
         """Return the node of a string."""
@@ -71,8 +70,10 @@ def _plain(value: Any) -> Any:
 
 
 def _tag(value: str) -> str:
+    """Return the tag of what a plain scalar reads as; where it is not the text's own, the emitter adds quotes."""
     try:
         read = scalars.resolve(value)
     except OverflowError:
         read = 0
-    return f"tag:yaml.org,2002:{'null' if read is None else type(read).__name__}"
+    kind = "merge" if value == "<<" else "null" if read is None else type(read).__name__
+    return f"tag:yaml.org,2002:{kind}"

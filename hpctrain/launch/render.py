@@ -19,7 +19,7 @@ from typing import Any, ClassVar, get_args
 import msgspec
 
 from hpctrain.config.load import Loaded
-from hpctrain.config.schema import Container, Restart, Slurm
+from hpctrain.config.schema import Config, Container, Restart, Slurm
 from hpctrain.errors import ConfigError, UsageError
 from hpctrain.plan import Plan
 from hpctrain.rundir import SAFE_PATH, RunDir
@@ -42,6 +42,7 @@ OPTIONS = {
 """Fields of `slurm` whose text goes to a `#SBATCH` line as it stands, and the option of each."""
 
 _DEFAULT_SIGNAL_S = 120
+_LONGEST = 1024  # of a value; sbatch takes lines of some thousand bytes, no list of nodes needs more
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -127,7 +128,8 @@ def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
     """
     config, slurm = loaded.config, loaded.config.slurm
     torchrun = config.dist.launcher == "torchrun"
-    problems = _refused(loaded)
+    if problems := _refused(loaded):
+        raise ConfigError(problems)
     counts = {
         "--nodes": plan.nodes,
         "--ntasks-per-node": 1 if torchrun else plan.ranks_per_node,
@@ -143,9 +145,7 @@ def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
         *(f"{option}={count:d}" for option, count in counts.items() if count),
         *(f"{option}={getattr(slurm, name)}" for name, option in OPTIONS.items() if getattr(slurm, name) is not None),
     ]
-    signal_s = None if problems else _signal_s(loaded, problems)
-    if problems:
-        raise ConfigError(problems)
+    signal_s = _signal_s(config)
     return [*options, f"--signal=USR2@{signal_s}"] if signal_s else options
 
 
@@ -158,7 +158,8 @@ def _refused(loaded: Loaded) -> list[str]:
         if value is None:
             continue
         pattern, expect = allowed_text(kind, name)
-        if not isinstance(value, str) or _CONTROL.search(value) or re.fullmatch(pattern, value, re.ASCII) is None:
+        safe = isinstance(value, str) and len(value) <= _LONGEST and not _CONTROL.search(value)
+        if not safe or re.fullmatch(pattern, value, re.ASCII) is None:
             problems.append(loaded.problem(key, f"expected {expect}, got {str(value)[:80]!r}"))
     return problems
 
@@ -173,21 +174,14 @@ def allowed_text(kind: type[msgspec.Struct], name: str) -> tuple[str, str]:
     raise AssertionError(f"{kind.__name__}.{name} goes to a #SBATCH line and has no pattern")
 
 
-def _signal_s(loaded: Loaded, problems: list[str]) -> int | None:
+def _signal_s(config: Config) -> int | None:
     """Seconds before the limit at which the ranks are told to stop: as asked, else 120 or a quarter of the time."""
-    config, slurm = loaded.config, loaded.config.slurm
-    limit_s = seconds(slurm.time) if slurm.time else None
+    slurm = config.slurm
     if slurm.signal_s is not None:
-        if limit_s is not None and slurm.signal_s >= limit_s:
-            problems.append(
-                loaded.problem(
-                    "slurm.signal_s", f"{slurm.signal_s} s before the end of {slurm.time} is before the start; use less"
-                )
-            )
         return slurm.signal_s
-    if limit_s is None or config.command is not None:
+    if slurm.time is None or config.command is not None:
         return None
-    return max(1, min(_DEFAULT_SIGNAL_S, limit_s // 4))
+    return max(1, min(_DEFAULT_SIGNAL_S, seconds(slurm.time) // 4))
 
 
 def seconds(time: str) -> int:
@@ -234,7 +228,7 @@ def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
 def _python(loaded: Loaded, python: str) -> str:
     env = loaded.config.env
     if env.python is not None:
-        return env.python
+        return absolute(env.python) if "/" in env.python else env.python
     return "python" if env.venv or env.container else python
 
 

@@ -125,7 +125,9 @@ def await_ranks(run: RunDir, attempt: int = 1, ranks: int = 4) -> None:
 
 
 def log(run: RunDir) -> str:
-    return "\n".join(path.read_text() for path in [*run.path.glob("slurm-*.out"), *run.path.glob("attempts/*/launch.log")])
+    return "\n".join(
+        path.read_text() for path in [*run.path.glob("slurm-*.out"), *run.path.glob("attempts/*/launch.log")]
+    )
 
 
 def outcomes(run: RunDir) -> list[tuple[str | None, str | None]]:
@@ -236,7 +238,10 @@ def test_no_line_of_setup_can_end_a_job_as_completed(stand_in):
 
 @pytest.mark.parametrize(("argv", "state", "code"), [("[true]", "COMPLETED", 0), ("[sh, -c, exit 3]", "FAILED", 4)])
 def test_a_command_is_judged_by_its_exit_code(stand_in, argv, state, code, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.RANK", "import os, sys; from pathlib import Path; a = sys.argv[1]; w = Path(a, 'script.txt').read_text().split(); os.execvp(w[0], w)")
+    monkeypatch.setattr(
+        f"{__name__}.RANK",
+        "import os, sys; from pathlib import Path; a = sys.argv[1]; w = Path(a, 'script.txt').read_text().split(); os.execvp(w[0], w)",
+    )
     drop = [f"{key}=null" for key in ("data", "model", "batch", "optim", "train")]
     run = stand_in("true" if code == 0 else "false", f"command={argv}", *drop)
     assert await_state(run, *FINAL)["state"] == state, log(run)
@@ -248,7 +253,7 @@ def test_modules_and_venv_are_loaded_or_the_job_says_why_not(stand_in, tmp_path,
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "activate").write_text('export MARK="$UNSET"activated; PATH="$PATH:/nowhere"\n')
     for name, code in (("good/1.0", 0), ("bad", 1)):
-        monkeypatch.setenv("BASH_FUNC_module%%", f"() {{  echo \"module $*\"; [[ $1 == purge ]] || return {code}; }}")
+        monkeypatch.setenv("BASH_FUNC_module%%", f'() {{  echo "module $*"; [[ $1 == purge ]] || return {code}; }}')
         run = stand_in(
             "complete", f"env.modules=[{name}]", f"env.venv={json.dumps(str(venv))}", "env.python=/usr/bin/python3",
             "env.setup=['echo \"mark is $MARK\"; echo ''$(not run)''']",
@@ -315,7 +320,10 @@ def test_an_ejected_script_makes_its_run_directory(stand_in, cluster, tmp_path, 
     code.mkdir(parents=True)
     for path in (code.parent / "__init__.py", code / "__init__.py"):
         path.touch()
-    (code / "__main__.py").write_text("import sys; sys.argv[1:] and open(sys.argv[1] + '/script.txt', 'a').close()" + RANK.replace("words[min(number, len(words)) - 1]", "'complete'"))
+    (code / "__main__.py").write_text(
+        "import sys; sys.argv[1:] and open(sys.argv[1] + '/script.txt', 'a').close()"
+        + RANK.replace("words[min(number, len(words)) - 1]", "'complete'")
+    )
     monkeypatch.setenv("PYTHONPATH", str(code.parents[1]))
     monkeypatch.chdir(tmp_path)
     script = Path("job.sbatch")

@@ -34,8 +34,8 @@ def test_duplicate_keys_name_both_lines(problems, good):
         (
             "name: a: b\n",
             (
-                "run.yaml:1:8: not YAML: a second ': ' in one value, or a line that is indented too far; quote the value, "
-                "or align the line"
+                "run.yaml:1:8: not YAML: a second ': ' in one value, or a line that is indented too far; quote "
+                "the value, or align the line"
             ),
         ),
         (
@@ -48,8 +48,8 @@ def test_duplicate_keys_name_both_lines(problems, good):
         (
             "name: @a",
             (
-                "run.yaml:1:7: not YAML: found character that cannot start any token, while scanning for the next token "
-                "that starts on line 1"
+                "run.yaml:1:7: not YAML: found character that cannot start any token, while scanning for the next "
+                "token that starts on line 1"
             ),
         ),
         (

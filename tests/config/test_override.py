@@ -103,8 +103,8 @@ def test_nothing_does_not_replace(load, good):
         (
             ["env.modules=[a"],
             (
-                "command line: env.modules=[a: not YAML: did not find expected ',' or ']', while parsing a flow sequence "
-                "that starts on line 1"
+                "command line: env.modules=[a: not YAML: did not find expected ',' or ']', while parsing a flow "
+                "sequence that starts on line 1"
             ),
         ),
         (
@@ -126,6 +126,18 @@ def test_nothing_does_not_replace(load, good):
 )
 def test_a_bad_override_is_named_by_itself(problems, good, overrides, message):
     assert problems(good, *overrides) == [message]
+
+
+def test_what_misses_in_a_section_of_the_file_is_named_there(problems, good):
+    assert problems(good.replace("lr: 0.1", "momentum: 0.9"), "optim.scale=none") == [
+        "run.yaml:5:1: optim.lr: missing; expected a number greater than 0"
+    ]
+
+
+def test_what_misses_in_a_section_of_the_command_line_is_named_there(problems, good):
+    assert problems(good.replace("optim: {lr: 0.1}", ""), "optim.scale=none") == [
+        "command line: optim.scale=none: optim.lr: missing; expected a number greater than 0"
+    ]
 
 
 def test_an_override_mends_what_the_file_has_wrong(load, good):

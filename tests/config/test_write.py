@@ -140,6 +140,16 @@ def test_what_is_dumped_is_loaded_again(config, folder):
     assert loading.load(path).config == config
 
 
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_odd_text_is_loaded_again_as_word_key_and_value(load, good, text):
+    config = load("name: a\ncommand: [x]").config
+    config = msgspec.structs.replace(config, command=("x", text.replace("\0", "")))
+    assert load(loading.dump(config)).config == config
+    model = schema.Model(name="pkg.net:build", args={text: [text, {text: text}]})
+    config = msgspec.structs.replace(load(good).config, model=model)
+    assert load(loading.dump(config)).config == config
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("law")
@@ -198,6 +208,11 @@ def test_text_that_needs_no_quotes_has_none(load, text):
 def test_text_that_reads_as_something_else_is_quoted(load, text):
     config = load("name: a\ncommand: [x]").config
     assert f"name: '{text}'\n" in loading.dump(msgspec.structs.replace(config, name=text))
+
+
+def test_an_argument_that_looks_like_a_merge_key_is_quoted(load, good):
+    config = load(good.replace("mlp", "'a:b', args: {'<<': '<<'}")).config
+    assert "    '<<': '<<'\n" in loading.dump(config)
 
 
 def test_what_is_dumped_holds_what_was_asked_however_it_was_asked(load, good):

@@ -1,0 +1,250 @@
+"""The batch script under bash with stand-ins for Slurm's programs: every end of an attempt in milliseconds."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpctrain.launch.render import render
+from hpctrain.rundir import RunDir, publish, read_json
+
+RUNNING = 'echo "JobId=7 JobState=RUNNING Reason=None"'
+ENDING = 'echo "JobId=7 JobState=COMPLETING Reason=None"'
+PREEMPTED = 'echo "0: slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***"'
+LATE = 'echo "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***"'
+LOST = 'echo "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE, SEE ***"'
+
+
+SCRIPT = "read -r _ _ _ parent _ </proc/$PPID/stat; "  # srun's parent is a subshell of the script
+
+
+def outcome(**record: object) -> str:
+    """Return bash code that leaves an outcome as rank 0 does."""
+    text = json.dumps(record, separators=(",", ":"))
+    return f"""printf %s '{text}' >"$HPCTRAIN_RUN/attempts/$HPCTRAIN_ATTEMPT/outcome.json\""""
+
+
+@pytest.fixture
+def attempt(make, fake, tmp_path):
+    """Run the script once, with what srun does given as bash code."""
+    run = RunDir.create(tmp_path / "runs", "mini")
+    calls = {}
+
+    def start(srun, *overrides, job=RUNNING, requeue="true", command=False, job_id="7", env=None):
+        calls["srun"] = fake("srun", srun)
+        calls["scancel"] = fake("scancel", "true")
+        calls["scontrol"] = fake(
+            "scontrol",
+            f'case "$*" in *hostnames*) echo n1; echo n2 ;; *"show job"*) {job} ;; requeue*) {requeue} ;; esac',
+        )
+        text = {"text": "name: mine\ncommand: ['true']\n"} if command else {}
+        loaded, plan = make(*overrides, **text)
+        publish(run.script, render(loaded, plan, run, python="python").encode())
+        return subprocess.run(
+            ["bash", run.script],
+            env={**os.environ, "SLURM_JOB_ID": job_id, "SLURM_JOB_NODELIST": "n[1-2]", **(env or {})},
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+
+    start.run = run
+    start.requeues = lambda: [line for line in calls["scontrol"].read_text().splitlines() if line == "requeue 7"]
+    start.calls = calls
+    return start
+
+
+def verdict(run: RunDir, number: int = 1) -> tuple[str | None, str | None]:
+    record = read_json(run.outcome(number))
+    return record.get("verdict"), record.get("cause")
+
+
+TRAINING_ENDS = {
+    "completed": (outcome(verdict="completed"), RUNNING, ("completed", None), 0, 0),
+    "completed, then a rank fails to leave": (
+        outcome(verdict="completed") + "; exit 137", RUNNING, ("completed", None), 0, 0
+    ),
+    "time limit": (outcome(verdict="stopped", cause="time_limit"), RUNNING, ("stopped", "time_limit"), 75, 1),
+    "preempted with a grace time": (
+        outcome(verdict="stopped", cause="preempted"), RUNNING, ("stopped", "preempted"), 75, 1
+    ),
+    "preempted, Slurm requeues": (
+        f"{PREEMPTED}; {outcome(verdict='stopped', cause='preempted')}", ENDING, ("stopped", "preempted"), 75, 1
+    ),
+    "preempted before it could save": (f"{PREEMPTED}; exit 137", ENDING, ("stopped", "preempted"), 75, 1),
+    "scancel": (outcome(verdict="stopped", cause="preempted"), ENDING, ("stopped", "preempted"), 4, 0),
+    "scancel before it could save": ("exit 143", ENDING, ("stopped", "cancelled"), 4, 0),
+    "cancelled by hpctrain": (outcome(verdict="stopped", cause="cancelled"), ENDING, ("stopped", "cancelled"), 4, 0),
+    "the limit itself, saved": (
+        f"{LATE}; {outcome(verdict='stopped', cause='preempted')}", ENDING, ("stopped", "time_limit"), 75, 1
+    ),
+    "the limit itself, not saved": (f"{LATE}; exit 143", ENDING, ("failed", "time_limit"), 4, 0),
+    "a node lost": (f"{LOST}; exit 137", ENDING, ("failed", "node_failure"), 75, 1),
+    "a node lost, others see an error": (
+        f"{LOST}; {outcome(verdict='failed', cause='error')}; exit 4", ENDING, ("failed", "node_failure"), 75, 1
+    ),
+    "user error": (outcome(verdict="failed", cause="error") + "; exit 4", RUNNING, ("failed", "error"), 4, 0),
+    "user error without a word, others killed for it": (
+        "echo 'srun: error: n2: task 3: Exited with exit code 7'; echo 'srun: error: n1: tasks 0-1: Killed'; exit 143",
+        RUNNING, ("failed", "error"), 4, 0,
+    ),
+    "no outcome, exit 0": ("true", RUNNING, ("failed", "error"), 4, 0),
+    "rank killed": ("exit 137", RUNNING, ("failed", "rank_killed"), 75, 1),
+    "rank killed, others see an error": (
+        f"echo 'srun: error: n1: task 1: Killed'; {outcome(verdict='failed', cause='error')}; exit 137",
+        RUNNING, ("failed", "rank_killed"), 75, 1,
+    ),
+    "rank killed under a wrapper": (
+        "echo 'srun: error: n1: task 1: Exited with exit code 137'; exit 137", RUNNING, ("failed", "rank_killed"), 75, 1
+    ),
+    "nonsense in outcome.json": (
+        'printf nonsense >"$HPCTRAIN_RUN/attempts/$HPCTRAIN_ATTEMPT/outcome.json"', RUNNING, (None, None), 4, 0
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("srun", "job", "end", "code", "requeues"), TRAINING_ENDS.values(), ids=TRAINING_ENDS.keys())
+def test_each_end_of_training_has_its_verdict(attempt, srun, job, end, code, requeues):
+    done = attempt(srun, job=job)
+    assert (verdict(attempt.run), done.returncode) == (end, code), done.stderr
+    assert len(attempt.requeues()) == requeues
+
+
+@pytest.mark.parametrize(
+    ("srun", "end", "code"),
+    [
+        ("true", ("completed", None), 0),
+        ("exit 3", ("failed", "error"), 4),
+        ("exit 143", ("stopped", "preempted"), 75),
+        ("exit 137", ("failed", "rank_killed"), 75),
+    ],
+)
+def test_a_command_is_judged_by_its_exit_code(attempt, srun, end, code):
+    done = attempt(srun, command=True)
+    assert (verdict(attempt.run), done.returncode) == (end, code), done.stderr
+
+
+@pytest.mark.parametrize("cause", ["preempted", "time_limit", "node_failure", "rank_killed"])
+def test_each_cause_has_its_own_budget(attempt, cause):
+    ends = outcome(verdict="stopped", cause=cause)
+    others = [
+        f"restart.{name}=9" for name in ("preempted", "time_limit", "node_failure", "rank_killed") if name != cause
+    ]
+    codes = [attempt(ends, f"restart.{cause}=2", *others).returncode for _ in range(4)]
+    assert codes == [75, 75, 4, 4]
+    assert attempt.run.attempt_numbers() == [1, 2, 3]  # the fourth does not even start
+    done = attempt(ends, f"restart.{cause}=2", *others)
+    assert f"restart.{cause} allows 2" in done.stderr
+    assert "hpctrain resume" in done.stderr
+
+
+def test_another_job_of_the_same_run_has_its_own_ledger(attempt):
+    ends = outcome(verdict="stopped", cause="time_limit")
+    assert attempt(ends, "restart.time_limit=0").returncode == 4
+    assert attempt(outcome(verdict="completed"), "restart.time_limit=0", job_id="8").returncode == 0
+
+
+def test_an_attempt_that_left_no_word_counts_as_a_lost_node(attempt):
+    attempt(SCRIPT + "kill -9 $parent $PPID; sleep 0.1")
+    assert not attempt.run.outcome(1).exists()
+    done = attempt(outcome(verdict="completed"), "restart.node_failure=1")
+    assert (done.returncode, verdict(attempt.run, 1)) == (0, ("failed", "node_failure"))
+
+
+def test_an_attempt_that_was_killed_in_its_save_counts_as_preempted(attempt):
+    attempt(f"{SCRIPT}{PREEMPTED}; kill -9 $parent $PPID; sleep 0.1")
+    attempt(outcome(verdict="completed"), "restart.node_failure=0")
+    assert verdict(attempt.run, 1)[1] == "preempted"
+
+
+def test_an_error_of_the_ranks_that_a_lost_node_left_behind_counts_as_a_lost_node(attempt):
+    attempt(
+        f"{SCRIPT}{outcome(cause='error', verdict='failed', message='Connection reset')}; kill -9 $parent $PPID; sleep 0.1"
+    )
+    attempt(outcome(verdict="completed"))
+    assert verdict(attempt.run, 1) == ("failed", "node_failure")
+    assert read_json(attempt.run.outcome(1))["message"] == "Connection reset"
+
+
+def test_a_refused_requeue_is_said(attempt):
+    done = attempt(outcome(verdict="stopped", cause="time_limit"), requeue="exit 1")
+    assert done.returncode == 4
+    assert "refused to requeue" in done.stderr
+
+
+def test_signals_to_the_script_alone_reach_the_ranks_and_it_waits_for_them(attempt):
+    srun = f"{SCRIPT} kill -USR2 $parent; sleep 0.3; kill -TERM $parent; sleep 0.3; {outcome(verdict='completed')}"
+    done = attempt(srun)
+    assert done.returncode == 0, done.stderr
+    assert attempt.calls["scancel"].read_text().splitlines() == ["--quiet --signal=USR2 7", "--quiet --signal=TERM 7"]
+
+
+def test_the_exit_code_of_srun_survives_signals(attempt):
+    # bash's `wait` gave another code in five of six tries here
+    for code in (3, 0, 137) * 4:
+        done = attempt(f"{SCRIPT} for i in 1 2 3 4 5; do kill -USR2 $parent; done; exit {code}")
+        assert f"exit code of srun {code};" in done.stderr
+
+
+def test_the_ranks_environment(attempt, tmp_path):
+    attempt.run.code.mkdir()
+    facts = tmp_path / "facts"
+    names = ("PYTHONPATH", "SRUN_CPUS_PER_TASK", "RANK", "PYTHONUNBUFFERED", "HPCTRAIN_ATTEMPT", "HPCTRAIN_HOSTS")
+    script = "; ".join(f'echo "{name}=${{{name}-unset}}" >>{facts}' for name in names)
+    attempt(script, env={"RANK": "3", "SLURM_CPUS_PER_TASK": "4", "PYTHONPATH": "/mine"})
+    assert facts.read_text().splitlines() == [
+        f"PYTHONPATH={attempt.run.code}:/mine", "SRUN_CPUS_PER_TASK=4", "RANK=unset", "PYTHONUNBUFFERED=1",
+        "HPCTRAIN_ATTEMPT=1", "HPCTRAIN_HOSTS=n1 n2",
+    ]  # fmt: skip
+    assert attempt.calls["srun"].read_text().split() == (
+        f"--kill-on-bad-exit=1 --label python -m hpctrain.train {attempt.run.path}".split()
+    )
+
+
+@pytest.mark.parametrize(("load", "code"), [("true", 0), ("false", 4)])
+def test_modules_are_purged_and_loaded_or_the_job_says_why_not(attempt, load, code):
+    module = f'() {{  echo "module $*"; [[ $1 == purge ]] || {load}; }}'
+    done = attempt(outcome(verdict="completed"), "env.modules=[cuda/12.4]", env={"BASH_FUNC_module%%": module})
+    assert done.returncode == code
+    assert done.stdout.splitlines() == ["module purge", "module load cuda/12.4"]
+    if code:
+        assert "'module load cuda/12.4' failed" in read_json(attempt.run.outcome(1))["message"]
+
+
+def test_modules_without_a_module_system_are_an_error(attempt):
+    done = attempt("true", "env.modules=[cuda/12.4]")
+    assert done.returncode == 4
+    assert "there is no 'module' command on n1" in done.stderr
+
+
+def test_a_venv_with_a_hostile_path_is_activated_and_setup_runs_as_it_stands(attempt, tmp_path):
+    venv = tmp_path / "it's $(touch pwned) here"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text('MARK="$UNSET"active\n')
+    setup = 'echo "$MARK and $ALSO_UNSET $(echo run)"'
+    done = attempt(
+        outcome(verdict="completed"), f"env.venv={json.dumps(str(venv))}", f"env.setup={json.dumps([setup])}"
+    )
+    assert (done.returncode, done.stdout) == (0, "active and  run\n"), done.stderr
+    assert not list(Path().glob("pwned"))
+
+
+@pytest.mark.parametrize("line", ["exit 0", "exit 7", "exec true"])
+def test_a_line_of_setup_cannot_end_the_job_as_completed(attempt, line):
+    done = attempt(outcome(verdict="completed"), f"env.setup=['{line}']")
+    if line.startswith("exec"):  # that replaces the script; nothing is left to judge
+        assert not attempt.run.outcome(1).exists()
+    else:
+        assert (done.returncode, verdict(attempt.run)) == (4, ("failed", "error"))
+
+
+def test_two_scripts_at_once_get_two_attempts(attempt):
+    attempt.run.attempt(1).mkdir()
+    attempt.run.attempt(10).mkdir()
+    attempt(outcome(verdict="completed"))
+    assert attempt.run.attempt_numbers() == [1, 10, 11]
+
+
+def test_outside_of_slurm_it_says_how_to_start_it(attempt):
+    done = attempt("true", env={"SLURM_JOB_ID": ""})
+    assert (done.returncode, "start it with sbatch" in done.stderr) == (4, True)

@@ -1,0 +1,226 @@
+import json
+import os
+import time
+
+import pytest
+
+from hpctrain.errors import UsageError
+from hpctrain.launch import status as statuses
+from hpctrain.launch.processes import start_time
+from hpctrain.launch.status import find, listing, recent, status, table
+from hpctrain.rundir import RunDir, publish
+
+KEYS = ["run", "name", "job_id", "state", "reason", "attempt", "step", "total_steps", "cause", "nodes"]
+
+
+def put(path, record):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, json.dumps(record).encode())
+
+
+@pytest.fixture
+def new(tmp_path):
+    """Make a run with a job and attempts, each given by its outcome or None."""
+    made = []
+
+    def make(job=None, attempts=(), name="net", job_id="7", root=tmp_path / "runs"):
+        run = RunDir.create(root, name)
+        put(run.config, {})
+        os.utime(run.config, (time.time() + len(made) - 50,) * 2)
+        put(run.plan, {"name": name, "total_steps": 100})
+        put(run.job, {"scheduler": "slurm", "job_id": job_id, "submitted": 10} if job is None else job)
+        for number, outcome in enumerate(attempts, 1):
+            put(run.begin(number), {"job_id": job_id, "scheduler": "slurm", "hosts": ["n1", "n2"], "started": 10})
+            if outcome:
+                put(run.outcome(number), outcome)
+        made.append(run)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def squeue(fake):
+    def answers(*jobs):
+        lines = "".join("\\x1f".join([*job, "2", "n[1-2]", "0", "0"]) + "\\n" for job in jobs)
+        fake("sacct", "exit 1")
+        return fake("squeue", f"printf '{lines}'")
+
+    return answers
+
+
+COMPLETED = {"verdict": "completed"}
+STOPPED = {"verdict": "stopped", "cause": "time_limit"}
+PREEMPTED = {"verdict": "stopped", "cause": "preempted"}
+ERROR = {"verdict": "failed", "cause": "error", "message": "ValueError: mine\nmore"}
+KILLED = {"verdict": "failed", "cause": "rank_killed", "message": "a rank was killed"}
+CASES = {
+    "queued": ("PENDING", "Priority", [], "PENDING", "jobs of higher priority are before it (Priority)"),
+    "nodes boot": ("CONFIGURING", "None", [], "PENDING", "its nodes are being made ready"),
+    "runs": ("RUNNING", "None", [None], "RUNNING", ""),
+    "requeued": (
+        "PENDING",
+        "BeginTime",
+        [STOPPED],
+        "REQUEUED",
+        "attempt 1 ended: the time limit was near; now: its earl",
+    ),
+    "requeued after a kill": (
+        "PENDING",
+        "BeginTime",
+        [KILLED],
+        "REQUEUED",
+        "attempt 1 ended: a rank was killed; now: ",
+    ),
+    "requeued without a word": ("PENDING", "BeginTime", [None], "REQUEUED", "attempt 1 ended: a node was lost; now: "),
+    "runs again": ("RUNNING", "None", [STOPPED, None], "RUNNING", ""),
+    "verdict before Slurm's": ("RUNNING", "None", [COMPLETED], "COMPLETED", ""),
+    "verdict over Slurm's": ("FAILED", "NonZeroExitCode", [COMPLETED], "COMPLETED", ""),
+    "completed": ("COMPLETED", "None", [STOPPED, COMPLETED], "COMPLETED", ""),
+    "stopped is not completed": ("COMPLETED", "None", [STOPPED], "FAILED", "the time limit was near, and it was not"),
+    "a site's own script": ("COMPLETED", "None", [None], "COMPLETED", ""),
+    "user error": ("FAILED", "NonZeroExitCode", [ERROR], "FAILED", "ValueError: mine"),
+    "failed before any attempt": ("FAILED", "NonZeroExitCode", [], "FAILED", "the batch script ended with an error"),
+    "time limit": ("TIMEOUT", "TimeLimit", [None], "FAILED", "the time limit was reached (TimeLimit)"),
+    "cancelled": ("CANCELLED", "None", [PREEMPTED], "CANCELLED", "it was cancelled"),
+    "forgotten": (None, None, [None], "FAILED", "Slurm no longer knows this job and it left no outcome"),
+    "forgotten with an outcome": (None, None, [ERROR], "FAILED", "ValueError: mine"),
+    "forgotten, completed": (None, None, [COMPLETED], "COMPLETED", ""),
+}
+
+
+@pytest.mark.parametrize(("state", "reason", "attempts", "ours", "text"), CASES.values(), ids=CASES.keys())
+def test_a_state_is_weighed_from_slurm_and_outcomes(new, squeue, state, reason, attempts, ours, text):
+    squeue(*([("7", state, reason)] if state else []))
+    (row,) = status([new(attempts=attempts)])
+    assert list(row) == KEYS
+    assert row["state"] == ours
+    assert row["reason"].startswith(text)
+    assert text or not row["reason"]
+    assert row["cause"] == ((attempts[-1] or {}).get("cause") if attempts else None)
+
+
+def test_slurm_is_asked_once_and_not_for_what_is_completed(new, squeue):
+    calls = squeue(("1", "RUNNING", "None"), ("2", "PENDING", "Priority"))
+    runs = [new(job_id="1"), new(job_id="2"), new(job_id="3", attempts=[COMPLETED])]
+    assert [row["state"] for row in status(runs)] == ["RUNNING", "PENDING", "COMPLETED"]
+    assert calls.read_text().count("\n") == 1
+    assert "--jobs=1,2 " in calls.read_text()
+
+
+def test_an_older_jobs_outcome_says_nothing_of_the_job_that_waits(new, squeue):
+    squeue(("8", "PENDING", "Priority"))
+    run = new(attempts=[ERROR])
+    put(run.job, {"scheduler": "slurm", "job_id": "8", "submitted": 99})
+    (row,) = status([run])
+    assert (row["state"], row["cause"], row["attempt"]) == ("PENDING", None, 1)
+
+
+def test_a_script_that_was_queued_by_hand_is_found(new, squeue):
+    squeue(("9", "RUNNING", "None"))
+    run = new(attempts=[ERROR])
+    put(run.begin(2), {"job_id": "9", "scheduler": "slurm", "hosts": ["n7"], "started": 99})
+    (row,) = status([run])
+    assert (row["job_id"], row["state"], row["nodes"]) == ("9", "RUNNING", ["n7"])
+
+
+@pytest.mark.parametrize(("attempts", "state"), [([], "PENDING"), ([None], "RUNNING"), ([COMPLETED], "COMPLETED")])
+def test_a_slurm_that_does_not_answer_is_told_and_is_no_error(new, fake, attempts, state):
+    fake("squeue", "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    (row,) = status([new(attempts=attempts)])
+    assert row["state"] == state
+    assert ("Slurm cannot be asked" in row["reason"]) == (state != "COMPLETED")
+
+
+@pytest.mark.parametrize(
+    ("pid", "shift", "attempts", "state"),
+    [
+        (os.getpid(), 0, [None], "RUNNING"),
+        (os.getpid(), 1, [None], "FAILED"),  # the id is used again by another process
+        (2**22 + 1, 0, [None], "FAILED"),
+        (2**22 + 1, 0, [COMPLETED], "COMPLETED"),
+        (os.getpid(), 0, [KILLED, None], "RUNNING"),
+    ],
+)
+def test_a_local_run_lives_as_long_as_its_supervisor(new, pid, shift, attempts, state):
+    job = {"scheduler": "local", "job_id": "7", "pid": pid, "pid_start": (start_time(os.getpid()) or 0) + shift}
+    assert status([new(job=job | {"submitted": 10}, attempts=attempts)])[0]["state"] == state
+
+
+def test_a_run_cancelled_by_hpctrain_is_cancelled(new):
+    job = {"scheduler": "local", "job_id": "7", "pid": 2**22 + 1, "pid_start": 1, "cancelled": True, "submitted": 10}
+    assert status([new(job=job, attempts=[PREEMPTED])])[0]["state"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "step"),
+    [
+        (b"", b"", None),
+        (b'{"step":5}\n', b"", 5),
+        (b'{"step":5}\n', b'{"step":7}\n{"ste', 7),
+        (b'{"step":5}\n', b'{"loss":1}\nnonsense\n\n', 5),
+        (b"", b'{"step":1,"pad":"' + b"x" * 300 + b'"}\n' + b'{"step":99}\n' * 5000 + b"\0" * 64, 99),
+    ],
+)
+def test_the_step_is_read_from_the_end_of_the_newest_metrics(new, squeue, first, second, step):
+    squeue(("7", "RUNNING", "None"))
+    run = new(attempts=[STOPPED, None])
+    run.metrics(1).write_bytes(first)
+    run.metrics(2).write_bytes(second)
+    (row,) = status([run])
+    assert (row["step"], row["total_steps"]) == (step, 100)
+
+
+def test_a_run_is_found_by_path_directory_name_and_job_id(new, tmp_path, monkeypatch):
+    old, young = new(job_id="7"), new(job_id="8")
+    other = new(name="net-2", job_id="9", attempts=[STOPPED])
+    roots = [tmp_path / "runs"]
+    for ref, run in [
+        (str(old.path), old), (old.name, old), ("net", young), ("net-2", other), ("7", old), ("9", other),
+    ]:  # fmt: skip
+        assert find(ref, roots).path == run.path
+    monkeypatch.chdir(roots[0])
+    assert find(old.name, []).path == old.path
+
+
+def test_what_is_not_found_says_what_may_be_meant(new, tmp_path):
+    new(name="resnet")
+    with pytest.raises(UsageError, match=r"(?s)no run 'restnet' in .*did you mean 'resnet'\?"):
+        find("restnet", [tmp_path / "runs", tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="no run directory"):
+        find("./nowhere", [])
+
+
+def test_a_job_id_of_several_runs_is_ambiguous(new, tmp_path):
+    runs = [new(job_id="7"), new(job_id="7", root=tmp_path / "others")]
+    with pytest.raises(UsageError, match="several runs") as caught:
+        find("7", [tmp_path / "runs", tmp_path / "others"])
+    assert all(run.name in str(caught.value) for run in runs)
+
+
+def test_runs_are_listed_newest_last_and_strangers_left_out(new, tmp_path):
+    runs = [new(), new(name="b"), new()]
+    (tmp_path / "runs" / "stranger").mkdir()
+    (tmp_path / "runs" / "file").touch()
+    roots = [tmp_path / "runs", tmp_path / "runs", tmp_path / "nowhere"]
+    assert [run.path for run in listing(roots)] == [run.path for run in runs]
+    os.utime(runs[1].config, (0, 0))
+    assert [run.path for run in recent(roots)] == [runs[0].path, runs[2].path]
+
+
+def test_a_run_that_was_never_submitted_is_no_crash(new):
+    assert status([new(job={})])[0]["reason"] == "it was never handed to a scheduler"
+
+
+def test_the_table_is_aligned_and_never_wraps(new, squeue):
+    squeue(("7", "PENDING", "Priority"))
+    rows = status([new(), new(name="a-much-longer-name", attempts=[COMPLETED])])
+    head, *lines = table(rows).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line[head.index("STATE") :].startswith(("PENDING", "COMPLETED"))
+    assert table([]) == "no runs"
+
+
+def test_ways_out_are_final():
+    assert {"COMPLETED", "FAILED", "CANCELLED"} == statuses.FINAL
