@@ -17,7 +17,7 @@ from hpctrain.rundir import RunDir, read_json
 _ASK_S = 0.5  # between two questions to Slurm
 _PAUSE_S = 0.1  # between two looks at the log
 
-_INTERVAL_PREFIX = "step "
+_INTERVAL_PREFIX = "train "
 """How the ranks' lines of one interval begin: on a terminal the progress line says the same."""
 
 

@@ -20,7 +20,7 @@ __all__ = ["FINAL", "find", "listing", "recent", "status", "table"]
 
 _DAY_S = 86400
 _BLOCK = 16384  # bytes at the end of metrics.jsonl: dozens of lines
-_DIRECTORY = re.compile(r"(?P<name>.+)-(?:\d{4}-\d{6}-[0-9a-f]{4}|\d+)")
+_DIRECTORY = re.compile(r"(?P<name>.+?)-(?:\d{4}-\d{6}-[0-9a-f]{4}|\d+)")
 
 _CAUSES = {
     "preempted": "it was told to stop (preempted, or cancelled by other means than hpctrain)",

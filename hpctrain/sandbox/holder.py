@@ -82,7 +82,7 @@ class Holder:
         nodes.plug_in(made)
         # a slurmd that finds no slurmctld tries again after 1, 2, 4 s
         address = (f"{self.spec.network}.{slurm_conf.LOGIN_ADDRESS}", slurm_conf.SLURMCTLD_PORT)
-        self._wait("slurmctld", slurmctld, lambda: _answers(address))
+        self._wait("slurmctld", slurmctld, lambda: linux.answers(address))
         nodes.start_slurmds(made)
         self._wait("slurmd", slurmctld, self._all_idle)
         self._control.bind(str(self.root.control))
@@ -157,7 +157,7 @@ class Holder:
         trust = [] if os.geteuid() == 0 else ["--force"]
         argv = ["munged", "--foreground", *trust, *(f"--{key}={path}" for key, path in files.items())]
         munged = linux.start_daemon(argv, self.root.log("munged.out"))
-        self._wait("munged", munged, lambda: _answers(str(self.root.munge_socket)))
+        self._wait("munged", munged, lambda: linux.answers(str(self.root.munge_socket)))
 
     def _all_idle(self) -> bool:
         argv = [tool("sinfo"), "--noheader", "--partition", self.spec.partitions[0], "--states=idle", "--format=%D"]
@@ -174,7 +174,7 @@ class Holder:
 
     def _check_lifeline(self) -> None:
         if self._lifeline and select.select([self._lifeline], [], [], 0)[0]:
-            byte = self._lifeline.recv(1)
+            byte = self._read_lifeline()
             raise _EndedEarlyError(byte[0] if byte else signal.SIGHUP)
 
     def _note_ended(self, ended: dict[int, int]) -> None:
@@ -184,8 +184,14 @@ class Holder:
             if node.init_pid in ended:
                 node.gone()
 
+    def _read_lifeline(self) -> bytes:
+        try:
+            return self._lifeline.recv(1) if self._lifeline else b""
+        except ConnectionResetError:  # it died with words of ours unread
+            return b""
+
     def _obey_lifeline(self) -> None:
-        byte = self._lifeline.recv(1) if self._lifeline else b""
+        byte = self._read_lifeline()
         if byte == LIVE_ON:
             self._lifeline = None
         elif not byte:
@@ -228,7 +234,8 @@ def main() -> None:
         holder.start()
         if command:
             holder.run(command, (int(out), int(err)))
-        holder.report(ready=True)
+        else:
+            holder.report(ready=True)
         exit_code = holder.serve()
         holder.report(exit=exit_code)
     except HpctrainError as error:
@@ -273,13 +280,6 @@ def _devices(root: Root, count: int) -> Sequence[Path]:
             ) from None
         return borrowed_devices()[:count]
     return own
-
-
-def _answers(address: str | tuple[str, int]) -> bool:
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(address) == 0
 
 
 def _no_children() -> bool:

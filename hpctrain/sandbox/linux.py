@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -103,3 +104,11 @@ def wait_until(ready: Callable[[], bool], *, seconds: float, every_s: float = 0.
             return False
         time.sleep(every_s)
     return True
+
+
+def answers(address: str | tuple[str, int]) -> bool:
+    """Say whether a server listens at a unix socket's path or at (IPv4 address, port)."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(address) == 0

@@ -8,7 +8,9 @@ Nothing here imports torch before the world is proven: a wrong world ends in mil
 
 import hashlib
 import os
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from hpctrain.rundir import RunDir, changed_since, publish_first, read_json
 from hpctrain.train import proof
 from hpctrain.train.stop import Stop
 from hpctrain.world import World, from_env
+
+_ECHO_S = 30.0
 
 
 def main() -> None:
@@ -171,7 +175,6 @@ def _die_with_supervisor() -> None:
     """Under the local supervisor: ask the kernel to end this rank when the supervisor is gone, even by kill -9."""
     if "HPCTRAIN_SUPERVISOR" in os.environ:
         import ctypes
-        import signal
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -179,20 +182,43 @@ def _die_with_supervisor() -> None:
             raise JobError("the supervisor of this rank is gone")
 
 
+def _lost_a_peer(error: BaseException) -> bool:
+    """Say whether this is what a collective raises on the ranks that are left when another one has gone."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error)
+        for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+    )
+
+
+def _let_the_cause_be_known() -> None:
+    """Wait for the end that is due to the rank that failed first: this rank's error is only its echo.
+
+    The launcher ends all ranks as soon as it notices, which is at once; if it never does, this rank reports its own.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(_ECHO_S)
+
+
 def _leave(error: BaseException, run: RunDir | None, attempt: int, world: World | None, *, debug: bool) -> None:
     """Write what happened where people look, then end at once: tearing down a process group can hang."""
+    cause = "error"
     if isinstance(error, HpctrainError):
         code, message = error.exit_code, str(error)
         print(f"hpctrain: {message}", file=sys.stderr)
     else:
         code, message = 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         traceback.print_exception(error)
+        sys.stderr.flush()
+        if _lost_a_peer(error):
+            cause = "rank_killed"
+            _let_the_cause_be_known()
     if debug and not isinstance(error, HpctrainError | KeyboardInterrupt) and sys.stdin.isatty():
         import pdb  # noqa: T100 - that is what --debug is for
 
         pdb.post_mortem(error.__traceback__)
     if run is not None and attempt and run.attempt(attempt).is_dir():
-        record = {"verdict": "failed", "cause": "error", "message": message[:4000], "exit_code": code}
+        record = {"verdict": "failed", "cause": cause, "message": message[:4000], "exit_code": code}
         if world is not None:
             record |= {"rank": world.rank, "host": world.host}
         try:

@@ -89,7 +89,10 @@ def _run(run: RunDir, attempt: int) -> int:
         "--no-python",
         *(sys.executable, "-m", "hpctrain.train", str(run.path)),
     ]
-    return _supervised(argv)
+    code = _supervised(argv)
+    if code == 1 and config.command is None and not run.outcome(attempt).exists():
+        return 128 + signal.SIGKILL  # torchrun says 1 for all; ranks of ours say why, unless killed
+    return code
 
 
 def _await(path: Path, timeout_s: float) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
@@ -82,9 +83,14 @@ def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name:
             "go on with the optimizer of the checkpoint, or start a new run",
         )
     state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in scalars["state"].items()}
+    parameters = [part for group in optimizer.param_groups for part in group["params"]]
     for key, tensor in _tensors(content, name).items():
-        parameter, _, entry = key.partition(".")
-        state.setdefault(int(parameter), {})[entry] = tensor
+        number, _, entry = key.partition(".")
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            # Fused kernels walk through memory: what belongs to a parameter must lie as it does (channels last).
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)  # noqa: PLW2901
+        state.setdefault(int(number), {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
 
 

@@ -35,7 +35,7 @@ def make(tmp_path, monkeypatch) -> Make:
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch) -> Callable[[str, str], Path]:
+def fake(tmp_path: Path, monkeypatch) -> Callable[[str, str], Path]:
     """Put a program on PATH, in front of everything, by its bash code; its calls are noted in NAME.calls."""
     folder = tmp_path / "fake-bin"
     folder.mkdir()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,32 +27,44 @@ def outcome(**record: object) -> str:
     return f"""printf %s '{text}' >"$HPCTRAIN_RUN/attempts/$HPCTRAIN_ATTEMPT/outcome.json\""""
 
 
+class Attempt:
+    """Runs the script, with what srun and scontrol do given as bash code."""
+
+    def __init__(self, run: RunDir, make: Any, fake: Any) -> None:
+        self.run, self._make, self._fake = run, make, fake
+        self.calls: dict[str, Path] = {}
+
+    def __call__(
+        self,
+        srun: str,
+        *overrides: str,
+        job: str = RUNNING,
+        requeue: str = "true",
+        command: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        answers = f'*hostnames*) echo n1; echo n2 ;; *"show job"*) {job} ;; requeue*) {requeue} ;;'
+        programs = {"srun": srun, "scancel": "true", "scontrol": f'case "$*" in {answers} esac'}
+        self.calls = {name: self._fake(name, code) for name, code in programs.items()}
+        text = {"text": "name: mine\ncommand: ['true']\n"} if command else {}
+        loaded, plan = self._make(*overrides, **text)
+        publish(self.run.script, render(loaded, plan, self.run, python="python").encode())
+        return subprocess.run(
+            ["bash", self.run.script],
+            env={**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", **(env or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    def requeues(self) -> int:
+        return self.calls["scontrol"].read_text().splitlines().count("requeue 7")
+
+
 @pytest.fixture
 def attempt(make, fake, tmp_path):
-    """Run the script once, with what srun does given as bash code."""
-    run = RunDir.create(tmp_path / "runs", "mini")
-    calls = {}
-
-    def start(srun, *overrides, job=RUNNING, requeue="true", command=False, job_id="7", env=None):
-        calls["srun"] = fake("srun", srun)
-        calls["scancel"] = fake("scancel", "true")
-        calls["scontrol"] = fake(
-            "scontrol",
-            f'case "$*" in *hostnames*) echo n1; echo n2 ;; *"show job"*) {job} ;; requeue*) {requeue} ;; esac',
-        )
-        text = {"text": "name: mine\ncommand: ['true']\n"} if command else {}
-        loaded, plan = make(*overrides, **text)
-        publish(run.script, render(loaded, plan, run, python="python").encode())
-        return subprocess.run(
-            ["bash", run.script],
-            env={**os.environ, "SLURM_JOB_ID": job_id, "SLURM_JOB_NODELIST": "n[1-2]", **(env or {})},
-            capture_output=True, text=True, check=False, timeout=30,
-        )  # fmt: skip
-
-    start.run = run
-    start.requeues = lambda: [line for line in calls["scontrol"].read_text().splitlines() if line == "requeue 7"]
-    start.calls = calls
-    return start
+    return Attempt(RunDir.create(tmp_path / "runs", "mini"), make, fake)
 
 
 def verdict(run: RunDir, number: int = 1) -> tuple[str | None, str | None]:
@@ -107,7 +120,7 @@ TRAINING_ENDS = {
 def test_each_end_of_training_has_its_verdict(attempt, srun, job, end, code, requeues):
     done = attempt(srun, job=job)
     assert (verdict(attempt.run), done.returncode) == (end, code), done.stderr
-    assert len(attempt.requeues()) == requeues
+    assert attempt.requeues() == requeues
 
 
 @pytest.mark.parametrize(
@@ -124,12 +137,13 @@ def test_a_command_is_judged_by_its_exit_code(attempt, srun, end, code):
     assert (verdict(attempt.run), done.returncode) == (end, code), done.stderr
 
 
-@pytest.mark.parametrize("cause", ["preempted", "time_limit", "node_failure", "rank_killed"])
+CAUSES = ("preempted", "time_limit", "node_failure", "rank_killed")
+
+
+@pytest.mark.parametrize("cause", CAUSES)
 def test_each_cause_has_its_own_budget(attempt, cause):
     ends = outcome(verdict="stopped", cause=cause)
-    others = [
-        f"restart.{name}=9" for name in ("preempted", "time_limit", "node_failure", "rank_killed") if name != cause
-    ]
+    others = [f"restart.{name}=9" for name in CAUSES if name != cause]
     codes = [attempt(ends, f"restart.{cause}=2", *others).returncode for _ in range(4)]
     assert codes == [75, 75, 4, 4]
     assert attempt.run.attempt_numbers() == [1, 2, 3]  # the fourth does not even start
@@ -141,7 +155,7 @@ def test_each_cause_has_its_own_budget(attempt, cause):
 def test_another_job_of_the_same_run_has_its_own_ledger(attempt):
     ends = outcome(verdict="stopped", cause="time_limit")
     assert attempt(ends, "restart.time_limit=0").returncode == 4
-    assert attempt(outcome(verdict="completed"), "restart.time_limit=0", job_id="8").returncode == 0
+    assert attempt(outcome(verdict="completed"), "restart.time_limit=0", env={"SLURM_JOB_ID": "8"}).returncode == 0
 
 
 def test_an_attempt_that_left_no_word_counts_as_a_lost_node(attempt):
@@ -158,9 +172,8 @@ def test_an_attempt_that_was_killed_in_its_save_counts_as_preempted(attempt):
 
 
 def test_an_error_of_the_ranks_that_a_lost_node_left_behind_counts_as_a_lost_node(attempt):
-    attempt(
-        f"{SCRIPT}{outcome(cause='error', verdict='failed', message='Connection reset')}; kill -9 $parent $PPID; sleep 0.1"
-    )
+    seen = outcome(verdict="failed", cause="error", message="Connection reset")
+    attempt(f"{SCRIPT}{seen}; kill -9 $parent $PPID; sleep 0.1")
     attempt(outcome(verdict="completed"))
     assert verdict(attempt.run, 1) == ("failed", "node_failure")
     assert read_json(attempt.run.outcome(1))["message"] == "Connection reset"

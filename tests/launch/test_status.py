@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from hpctrain.rundir import RunDir, publish
 KEYS = ["run", "name", "job_id", "state", "reason", "attempt", "step", "total_steps", "cause", "nodes"]
 
 
-def put(path, record):
+def put(path: Path, record: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, json.dumps(record).encode())
 
@@ -21,7 +22,7 @@ def put(path, record):
 @pytest.fixture
 def new(tmp_path):
     """Make a run with a job and attempts, each given by its outcome or None."""
-    made = []
+    made: list[RunDir] = []
 
     def make(job=None, attempts=(), name="net", job_id="7", root=tmp_path / "runs"):
         run = RunDir.create(root, name)
@@ -181,6 +182,20 @@ def test_a_run_is_found_by_path_directory_name_and_job_id(new, tmp_path, monkeyp
         assert find(ref, roots).path == run.path
     monkeypatch.chdir(roots[0])
     assert find(old.name, []).path == old.path
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        ("net-1120-101010-1234", "net"),
+        ("net-2-1120-101010-12ab", "net-2"),
+        ("net-1234", "net"),
+        ("a-1120-101010-12ab-1120-101010-1234", "a-1120-101010-12ab"),
+        ("copied", "copied"),
+    ],
+)
+def test_a_name_is_read_from_the_directory(tmp_path, directory, name):
+    assert statuses.name_of(RunDir(tmp_path / directory)) == name
 
 
 def test_what_is_not_found_says_what_may_be_meant(new, tmp_path):

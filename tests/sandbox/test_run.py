@@ -310,7 +310,7 @@ def test_the_command_has_the_terminal(keys, told):
     )
     pid, terminal = pty.fork()
     if pid == 0:
-        argv = caller(shlex.join([sys.executable, "-c", script]))
+        argv = [*caller("")[:-3], sys.executable, "-c", script]
         os.execve(argv[0], argv, env())  # noqa: S606 (none is wanted)
     seen = b""
     with os.fdopen(terminal, "r+b", buffering=0) as screen, contextlib.suppress(OSError):  # EIO at the end

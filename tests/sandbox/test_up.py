@@ -38,6 +38,11 @@ def eventually(question: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
+def n1_reaches_n2(sandbox: state.Sandbox) -> bool:
+    knock = "timeout 1 bash -c 'exec 3<>/dev/tcp/n2/6818'"
+    return client(sandbox, "srun", "-w", "n1", "bash", "-c", knock).returncode == 0
+
+
 def states() -> dict[str, str]:
     return {node["name"]: node["state"] for node in cluster.status()["nodes"]}
 
@@ -76,7 +81,8 @@ def test_clients_relay_arguments_and_exit_codes(sandbox):
 
 def test_clients_work_on_the_nodes_and_below_salloc(sandbox):
     path = {**os.environ, "PATH": f"{sandbox.bin}:{os.environ['PATH']}"}
-    done = client(sandbox, "salloc", "-Q", "-N2", "srun", "bash", "-c", "squeue -h -o %D", env=path)
+    ask = ["srun", "env", "--unset=HPCTRAIN_SANDBOX_ENTERED", "squeue", "-h", "-o", "%D"]
+    done = client(sandbox, "salloc", "-Q", "-N2", *ask, env=path)
     assert done.stdout.split() == ["2", "2"], done.stderr
 
 
@@ -178,15 +184,19 @@ def test_a_crashed_node_takes_its_processes_along_and_comes_back(sandbox):
 
 
 def test_a_cut_node_hears_nothing_until_its_cable_is_mended(sandbox):
-    def n1_reaches_n2() -> bool:
-        knock = "timeout 1 bash -c 'exec 3<>/dev/tcp/n2/6818'"
-        return client(sandbox, "srun", "-w", "n1", "bash", "-c", knock).returncode == 0
-
-    assert n1_reaches_n2()
+    assert n1_reaches_n2(sandbox)
     cluster.node("cut", "n2")
-    assert not n1_reaches_n2()
+    assert not n1_reaches_n2(sandbox)
     cluster.node("join", "n2")
-    eventually(n1_reaches_n2)
+    eventually(lambda: n1_reaches_n2(sandbox))
+
+
+def test_a_rebooted_node_is_known_to_its_neighbours_at_once(sandbox):
+    assert n1_reaches_n2(sandbox)
+    cluster.node("crash", "n2")
+    cluster.node("up", "n2")
+    eventually(lambda: states()["n2"] == "idle")
+    assert n1_reaches_n2(sandbox)
 
 
 def test_kill_slurmd_leaves_the_jobs_alive(sandbox, tmp_path):

@@ -13,6 +13,7 @@ from hpctrain.rundir import RunDir
 from hpctrain.train.loop import train
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
+from tests.train import nets
 
 
 class StopAt(Stop):
@@ -45,4 +46,61 @@ def _train(
     return {"outcome": msgspec.to_builtins(outcome)}
 
 
-BODIES: dict[str, Callable[..., dict[str, Any]]] = {"train": _train}
+def _collectives(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    integers = torch.tensor([comm.rank + 1, 2**53 if comm.rank == 0 else 1 + (comm.rank == 2)])
+    sent = [b"", bytes([0, 255, 123]), b"ab" * 150_000]
+    received = [comm.broadcast(content if comm.rank == 0 else b"mine") for content in sent]
+    assert received == sent
+    comm.barrier()
+    return {"value": {
+        "integers": comm.sum(integers).tolist(),
+        "float64": round(comm.sum(torch.tensor(0.1 * (comm.rank + 1), dtype=torch.float64)).item(), 15),
+        "any": [comm.any(comm.rank == 2), comm.any(False)],
+        "bytes": ["", received[1].hex(), len(received[2])],
+        "kept": integers.tolist(),
+    }}  # fmt: skip
+
+
+def _clip(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(6, 3), torch.randn(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = [part.detach().clone() for part in model.parameters()]
+    step = comm.wrap(model, optimizer, example=images[:2])
+    mine = images[comm.rank * 4 // comm.size : (comm.rank + 1) * 4 // comm.size]
+    step.backward(step.forward(mine, last=True).square().sum() * 9, last=True)
+    step.unscale_and_clip(None)
+    step.unscale_and_clip(0.5)
+    step.apply()
+    moved = torch.cat([(part - old).flatten() for part, old in zip(model.parameters(), before, strict=True)])
+    return {"value": {"norm": moved.norm().item(), "weights": model.weight.flatten().tolist()}}
+
+
+def _wrap(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    torch.manual_seed(comm.rank)
+    model = nets.averaging()
+    model = torch.nn.Sequential(model, torch.nn.Dropout(0.5))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for part in model.parameters():
+            part.copy_(torch.randn_like(part))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    example = torch.randn(2, 1, 8, 8)
+    random = torch.random.get_rng_state()
+    comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9), example=example)
+    return {"value": {
+        "same": all(value.equal(before[key]) for key, value in model.state_dict().items()),
+        "random": torch.random.get_rng_state().equal(random),
+        "gradients": sum(part.grad is not None for part in model.parameters()),
+    }}  # fmt: skip
+
+
+BODIES: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": _train,
+    "collectives": _collectives,
+    "clip": _clip,
+    "wrap": _wrap,
+}

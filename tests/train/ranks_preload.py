@@ -1,6 +1,8 @@
 """What the fork server imports once, so that ranks start with it."""
 
 import torch
+import torch._dynamo  # torch's optimizers import it when the first is made, for a second
+import torch.profiler  # and its DistributedDataParallel this
 
 import hpctrain.dist.connect
 import hpctrain.train.loop

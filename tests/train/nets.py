@@ -1,0 +1,45 @@
+"""Models as users would write them, for the tests."""
+
+import torch
+from torch import Tensor, nn
+
+
+def dropout() -> nn.Module:
+    """Random numbers in every pass."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 10))
+
+
+class _Averaging(nn.Module):
+    """Running averages, a parameter without gradient, and a mean that an empty batch would turn into NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits - images.mean()
+
+
+def averaging() -> nn.Module:
+    """Return a net with batch norm and an unused parameter."""
+    return _Averaging()
+
+
+def exploding() -> nn.Module:
+    """Return a net whose loss overflows within a few steps."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 10))
+    with torch.no_grad():
+        net[1].weight.mul_(1e30)
+    return net
+
+
+def one_logit() -> nn.Module:
+    """Return a net that gives one number per image."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+
+
+def wrong_size() -> nn.Module:
+    """Return a net for other images."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(63, 10))

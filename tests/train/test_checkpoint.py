@@ -1,0 +1,268 @@
+import os
+import shutil
+
+import msgspec
+import pytest
+
+from hpctrain.errors import CheckpointError
+from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+PLAN = Plan(
+    name="t", seed=3, nodes=1, ranks_per_node=2, ranks=2, device="cpu", backend="gloo", precision="fp32",
+    train_samples=100, global_batch=8, accumulate=1, steps_per_epoch=13, total_steps=26,
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    for part in (run.attempts, run.ckpt, run.stage):
+        part.mkdir(parents=True)
+    return run
+
+
+def checkpoints(run, attempt=1, *, keep=2, **changes):
+    from hpctrain.train.checkpoint import Checkpoints
+
+    made = Checkpoints(run, attempt, msgspec.structs.replace(PLAN, **changes), keep=keep, config_sha256="c")
+    if not run.staging(attempt).exists():
+        made.fence()
+    return made
+
+
+def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
+    """A small model with a tied weight and a buffer, after one step of its optimizer."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width))
+    model[1].weight = model[0].weight
+    optimizer = kind(model.parameters(), lr=0.1, **options)
+    model(torch.randn(5, width)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def state_of(model, optimizer):
+    from hpctrain.train import state
+
+    return state.model_bytes(model), state.optimizer_bytes(optimizer)
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    (torch.optim.SGD, {}), (torch.optim.SGD, {"momentum": 0.9, "fused": True}), (torch.optim.AdamW, {}),
+    (torch.optim.Adam, {"amsgrad": True}), (torch.optim.RMSprop, {"centered": True}), (torch.optim.Adagrad, {}),
+])  # fmt: skip
+def test_a_saved_state_comes_back_to_the_byte(run, kind, options):
+    model, optimizer = parts(kind=kind, **options)
+    store = checkpoints(run)
+    store.save(5, model, optimizer, evaluated=True)
+    other, other_optimizer = parts(seed=1, kind=kind, **options)
+    assert state_of(other, other_optimizer) != state_of(model, optimizer)
+    manifest, damaged = store.newest()
+    assert (manifest.step, manifest.epoch, manifest.position, damaged) == (5, 0, 40, [])
+    store.load(manifest, other, other_optimizer)
+    assert state_of(other, other_optimizer) == state_of(model, optimizer)
+
+
+def test_momentum_of_channels_last_weights_lies_in_memory_as_they_do(run):
+    def build():
+        model = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+
+    model, optimizer = build()
+    model(torch.randn(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    store = checkpoints(run)
+    store.save(1, model, optimizer, evaluated=True)
+    other, other_optimizer = build()
+    store.load(store.newest()[0], other, other_optimizer)
+    weight = other.weight
+    assert other_optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
+    other.zero_grad()
+    model.zero_grad()
+    for one, steps in ((model, optimizer), (other, other_optimizer)):
+        one(torch.ones(2, 3, 5, 5)).sum().backward()
+        steps.step()
+    assert model.weight.equal(other.weight)
+
+
+def test_settings_are_those_of_the_config_not_of_the_checkpoint(run):
+    model, optimizer = parts(momentum=0.9, weight_decay=0.5)
+    store = checkpoints(run)
+    store.save(5, model, optimizer, evaluated=True)
+    other, other_optimizer = parts(momentum=0.8, weight_decay=0.1)
+    store.load(store.newest()[0], other, other_optimizer)
+    assert other_optimizer.param_groups[0]["momentum"] == 0.8
+    assert other_optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_the_newest_are_kept(run):
+    store = checkpoints(run, keep=2)
+    for step in (1, 2, 3, 4):
+        store.save(step, *parts(), evaluated=True)
+    assert run.checkpoints() == [3, 4]
+    assert list(run.staging(1).iterdir()) == []
+
+
+def _mutants(path):
+    """Ways in which a file goes bad: a bit flips, at several places; it is cut, empty, longer, or gone."""
+    content = path.read_bytes()
+    for place in {0, 7, len(content) // 3, len(content) // 2, len(content) - 1}:
+        yield content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    yield content[:-1]
+    yield b""
+    yield content + b"\0"
+    yield bytes(len(content))
+    yield None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "optim.safetensors"])
+def test_whatever_is_damaged_is_skipped_and_named(run, name):
+    store = checkpoints(run)
+    for step in (1, 2):
+        store.save(step, *parts(momentum=0.9), evaluated=True)
+    file = run.checkpoint(2) / name
+    content = file.read_bytes()
+    for mutant in _mutants(file):
+        if mutant is None:
+            file.unlink()
+        else:
+            file.write_bytes(mutant)
+        manifest, damaged = store.newest()
+        assert manifest is not None
+        assert manifest.step == 1
+        assert len(damaged) == 1
+        assert str(file) in damaged[0]
+        file.write_bytes(content)
+    assert store.newest()[0].step == 2
+
+
+def test_a_damaged_checkpoint_is_replaced_and_never_counts_as_one_that_is_kept(run):
+    store = checkpoints(run, keep=1)
+    store.save(2, *parts(), evaluated=True)
+    shutil.copytree(run.checkpoint(2), run.checkpoint(4))  # says step 2: it is not what stands here
+    assert store.newest()[0].step == 2
+    store.save(3, *parts(), evaluated=True)
+    assert run.checkpoints() == [3]
+    (run.checkpoint(3) / "manifest.json").unlink()
+    store.save(3, *parts(), evaluated=True)
+    assert store.newest()[0].step == 3
+
+
+def test_there_is_none_at_first(run):
+    assert checkpoints(run).newest() == (None, [])
+
+
+def test_a_newer_attempt_shuts_out_an_older_one(run):
+    old = checkpoints(run, 1)
+    old.save(1, *parts(), evaluated=True)
+    (run.staging(1) / "half").mkdir()
+    new = checkpoints(run, 2)
+    assert [path.name for path in run.stage.iterdir()] == ["attempt_2"]
+    with pytest.raises(CheckpointError) as caught:
+        old.save(2, *parts(), evaluated=True)
+    assert str(caught.value) == (
+        f"step 2 was not saved: attempt 1 was shut out by a newer attempt of {run.path} "
+        f"({run.staging(1) / 'step_00000002'} is gone)\n"
+        "  this attempt is stale; the newer one goes on from the last checkpoint"
+    )
+    assert run.checkpoints() == [1]
+    new.save(2, *parts(), evaluated=True)
+    assert run.checkpoints() == [1, 2]
+
+
+def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
+    from hpctrain.train import checkpoint
+
+    old = checkpoints(run, 1)
+    syncs = []
+
+    def fenced_at_the_last_moment(directory):
+        syncs.append(directory)
+        if directory.name == "step_00000007":  # all files are written, the rename comes next
+            checkpoints(run, 2)
+
+    monkeypatch.setattr(checkpoint, "_sync", fenced_at_the_last_moment)
+    with pytest.raises(CheckpointError, match="attempt 1 was shut out"):
+        old.save(7, *parts(), evaluated=True)
+    assert syncs
+    assert run.checkpoints() == []
+
+
+def test_an_attempt_that_comes_too_late_does_not_begin(run):
+    checkpoints(run, 5)
+    with pytest.raises(CheckpointError, match="attempt 5 of .* runs already: this is 4"):
+        checkpoints(run, 4)
+
+
+def test_a_killed_delete_or_save_leaves_nothing_that_looks_whole(run, monkeypatch):
+    store = checkpoints(run, 1, keep=1)
+    store.save(1, *parts(), evaluated=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if it died before deleting
+    store.save(2, *parts(), evaluated=True)
+    monkeypatch.undo()
+    assert run.checkpoints() == [2]
+    checkpoints(run, 2)
+    assert [path.name for path in run.stage.iterdir()] == ["attempt_2"]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"global_batch": 16, "steps_per_epoch": 7},
+     "step 5 of step_00000005 is 5 x 8 = 40 samples into the run with the global batch that trained it, but 5 x 16 = 80 "
+     "with the one that is asked for: samples would be repeated or left out\n"
+     "  keep batch.global=8 (other ranks are fine), or start a new run"),
+    ({"seed": 4},
+     "RUN/ckpt/step_00000005 was trained with seed 3; seed 4 gives another order of samples\n"
+     "  go on with seed=3, or start a new run"),
+    ({"train_samples": 96, "steps_per_epoch": 12},
+     "step 5 of step_00000005 is of a run with 100 samples in 13 steps per epoch; now there are 96 in 12\n"
+     "  go on with the same data.samples and batch.tail, or start a new run"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_run_is_refused_with_the_arithmetic(run, changes, message):
+    store = checkpoints(run)
+    store.save(5, *parts(), evaluated=True)
+    manifest, _ = store.newest()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints(run, **changes).load(manifest, *parts())
+    assert str(caught.value).replace(str(run.path), "RUN") == message
+
+
+def test_another_number_of_ranks_may_go_on(run):
+    store = checkpoints(run)
+    store.save(5, *parts(), evaluated=True)
+    checkpoints(run, ranks=4, ranks_per_node=4).load(store.newest()[0], *parts())
+
+
+def test_another_model_is_refused_with_its_shapes(run):
+    store = checkpoints(run)
+    store.save(5, *parts(), evaluated=True)
+    with pytest.raises(CheckpointError) as caught:
+        store.load(store.newest()[0], *parts(width=3))
+    assert "holds another model than the config's: 8 differences" in str(caught.value)
+    assert "0.weight: 4 x 4 float32 in the checkpoint, 3 x 3 float32 in the model" in str(caught.value)
+
+
+def test_another_optimizer_is_refused(run):
+    store = checkpoints(run)
+    store.save(5, *parts(), evaluated=True)
+    with pytest.raises(CheckpointError, match="holds the state of SGD over .* optimizer is Adam over"):
+        store.load(store.newest()[0], *parts(kind=torch.optim.Adam))
+
+
+def test_a_full_disk_is_an_error_that_says_how_much_is_missing(run, monkeypatch):
+    store = checkpoints(run)
+    store.save(1, *parts(), evaluated=True)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"step 2 was not saved: No space left on device \(\d+ bytes for"):
+        store.save(2, *parts(), evaluated=True)
+    monkeypatch.undo()
+    assert store.newest()[0].step == 1
+    store.save(2, *parts(), evaluated=True)
+    assert store.newest()[0].step == 2
