@@ -215,8 +215,7 @@ def _training_rows(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "global batch",
-            f"{plan.global_batch} = {plan.batch_per_rank} per rank x {plan.accumulate} accumulated"
-            f" x {plan.ranks} ranks",
+            f"{plan.global_batch} = {plan.batch_per_rank} per rank x {plan.accumulate} passes x {plan.ranks} ranks",
         ),
         ("learning rate", f"{plan.lr_asked:g} asked -> {plan.lr_used:g} used"),
         ("samples", f"{plan.train_samples} train, {plan.test_samples} test; {plan.samples_per_rank} per rank and epoch")

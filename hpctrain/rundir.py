@@ -151,7 +151,7 @@ class RunDir:
             return []
 
     def begin_attempt(self, begin: dict[str, Any]) -> int:
-        """Claim the next attempt number; make its directory, secret and begin.json, as the batch script does in bash."""
+        """Claim the next attempt number; make its directory, secret and begin.json, as the script does in bash."""
         import secrets
 
         number = (self.attempt_numbers() or [0])[-1] + 1

@@ -52,10 +52,11 @@ class Ddp:
     def wrap(self, model: nn.Module, optimizer: Optimizer, *, example: Tensor) -> DdpStep:
         """Wrap the model and let DDP settle.
 
-        DDP orders its buckets anew by what the first backward pass shows. With three or more ranks that changes the
-        order in which Gloo sums, so a resumed run would differ in the last bits from an undisturbed one: every start
-        therefore begins with two passes that are thrown away. `find_unused_parameters=True` would prevent it too, but
-        searches the graph in every step; it is used only where parameters really get no gradient.
+        DDP orders its buckets anew by what the first backward pass shows, when the second forward pass begins. With
+        three or more ranks that changes the order in which Gloo sums, so a resumed run would differ in the last bits
+        from an undisturbed one: every start therefore begins with two passes that are thrown away.
+        `find_unused_parameters=True` would prevent it too, but searches the graph in every step; it is used only where
+        parameters really get no gradient.
         """
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):

@@ -41,4 +41,5 @@ def cnn(args: CnnArgs, shape: Shape, classes: int) -> nn.Module:
     flat = args.channels[-1] * (height >> blocks) * (width >> blocks)
     dense = [nn.Flatten(), nn.Linear(flat, args.hidden), nn.ReLU(), nn.Linear(args.hidden, classes)]
     # Channels last: convolutions take half the time on CPUs, and use tensor cores without copies on GPUs.
-    return nn.Sequential(*layers, *dense).to(memory_format=torch.channels_last)
+    net: nn.Module = nn.Sequential(*layers, *dense)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -46,7 +46,7 @@ def main():
     weights = [torch.empty(4) for _ in range(world)]
     dist.all_gather(weights, model.module.weight.detach()[0])
     assert all(torch.equal(weights[0], other) for other in weights)
-    print(f"rank {rank} of {world} on {os.environ['SLURMD_NODENAME']} local {os.environ['LOCAL_RANK']} sum {total.item():g}")
+    print(f"rank {rank} of {world} on {os.environ['SLURMD_NODENAME']} sum {total.item():g}")
     dist.destroy_process_group()
 
 if __name__ == "__main__":
@@ -59,9 +59,8 @@ def hpctrain(cluster, tmp_path):
     """Call hpctrain in an empty project; every job that it left behind is cancelled afterwards."""
 
     def call(*arguments, check=True, **env):
-        done = cluster.run(
-            [sys.executable, "-m", "hpctrain", *map(str, arguments)], cwd=tmp_path, env={**cluster.env, **env}, timeout=240
-        )
+        argv = [sys.executable, "-m", "hpctrain", *map(str, arguments)]
+        done = cluster.run(argv, cwd=tmp_path, env={**cluster.env, **env}, timeout=240)
         assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -135,7 +134,7 @@ def test_follow_shows_rank_0_and_ends_with_the_run(hpctrain):
     done = hpctrain("submit", "digits.yaml", "--follow")
     assert "rank 0 of 4" in done.stderr
     assert "accuracy" in done.stdout
-    assert "60 = 15 per rank x 1 accumulated x 4 ranks" in done.stderr
+    assert "60 = 15 per rank x 1 passes x 4 ranks" in done.stderr
 
 
 def test_a_failing_run_ends_with_4_and_names_the_rank(hpctrain, tmp_path):
@@ -151,7 +150,7 @@ def test_a_stop_near_the_time_limit_saves_and_a_requeued_job_goes_on(hpctrain, c
     job_id, run = submitted(
         hpctrain("submit", "digits.yaml", f"dist.launcher={launcher}", "train.epochs=60", "checkpoint.every=500 epochs")
     )
-    until(lambda: (run / "attempts/1/metrics.jsonl").exists())
+    until((run / "attempts/1/metrics.jsonl").exists)
     cluster.run(["scancel", "--signal=USR2", job_id])  # what --signal=USR2@120 does near the limit
     first = until(lambda: (p := run / "attempts/1/outcome.json").exists() and json.loads(p.read_text()))
     assert (first["verdict"], first["cause"]) == ("stopped", "time_limit")
@@ -168,7 +167,7 @@ def test_a_requeued_run_ends_like_an_undisturbed_one(hpctrain, cluster):
     undisturbed = submitted(hpctrain("submit", "digits.yaml", "train.epochs=20"))[1]
     assert ended(hpctrain, undisturbed)["state"] == "COMPLETED"
     job_id, run = submitted(hpctrain("submit", "digits.yaml", "train.epochs=20"))
-    until(lambda: (run / "attempts/1/metrics.jsonl").exists())
+    until((run / "attempts/1/metrics.jsonl").exists)
     cluster.run(["scancel", "--signal=USR2", job_id])
     assert ended(hpctrain, run)["attempt"] == 2
     name = "ckpt/step_00000500/model.safetensors"
@@ -177,7 +176,7 @@ def test_a_requeued_run_ends_like_an_undisturbed_one(hpctrain, cluster):
 
 def test_cancel_ends_all_processes(hpctrain):
     _, run = submitted(hpctrain("submit", "digits.yaml", "train.epochs=100000"))
-    until(lambda: (run / "attempts/1/metrics.jsonl").exists())
+    until((run / "attempts/1/metrics.jsonl").exists)
     hpctrain("cancel", run)
     assert row(hpctrain, run)["state"] == "CANCELLED"
     until(lambda: not processes_of(run), 15)
@@ -264,7 +263,7 @@ def test_a_run_directory_can_be_submitted_again_by_hand(hpctrain, cluster):
     _, run = submitted(hpctrain("submit", "digits.yaml", "--follow"))
     again = cluster.run(["sbatch", "--parsable", run / "job.sbatch"])
     assert again.returncode == 0, again.stderr
-    until(lambda: (run / "attempts/2/outcome.json").exists())
+    until((run / "attempts/2/outcome.json").exists)
     status = until(lambda: (r := row(hpctrain, run))["state"] == "COMPLETED" and r)
     assert (status["attempt"], status["job_id"]) == (2, again.stdout.strip())
 

@@ -91,3 +91,10 @@ def test_wrapping_leaves_weights_buffers_and_random_numbers_alone(ranks):
 
     reports = ranks.start(make_config(), 2, run=ranks.run_dir(), body="wrap").wait()
     assert reports == [{"value": {"same": True, "random": True, "gradients": 0}}] * 2
+
+
+def test_gradients_are_summed_after_the_last_pass_only(ranks):
+    from tests.train.ranks import make_config
+
+    reports = ranks.start(make_config(), 2, run=ranks.run_dir(), body="accumulate").wait()
+    assert reports == [{"value": [True, True]}] * 2

@@ -24,8 +24,8 @@ def project(tmp_path, monkeypatch):
 
 
 def hpctrain(*arguments, **options):
-    settings = {"capture_output": True, "text": True, "timeout": 60, "check": False} | options
-    return subprocess.run([sys.executable, "-m", "hpctrain", *map(str, arguments)], **settings)
+    argv = [sys.executable, "-m", "hpctrain", *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
 def config(project, program, **more):
@@ -79,7 +79,8 @@ def test_a_run_directory_holds_what_the_user_is_promised(project):
     hpctrain("run", config(project, SHOW), "slurm.time=1-00:00:00")
     run = the_run(project)
     assert {path.name for path in run.iterdir()} == {
-        *("config.yaml", "plan.json", "env.json", "job.sbatch", "job.json", "code", "code.sha256", "ckpt", "stage", "attempts"),
+        *("config.yaml", "plan.json", "env.json", "job.sbatch", "job.json"),
+        *("code", "code.sha256", "ckpt", "stage", "attempts"),
     }
     assert "1-00:00:00" in (run / "config.yaml").read_text()
     env = json.loads((run / "env.json").read_text())
@@ -137,7 +138,8 @@ def test_cancel_leaves_no_process(project):
     mark = f"mark{os.getpid()}"
     program = (
         "import subprocess, time\n"
-        f"subprocess.Popen(['bash', '-c', 'trap \"\" TERM; : {mark}; while :; do sleep 0.1; done'], start_new_session=True)\n"
+        f"deaf = 'trap \"\" TERM; : {mark}; while :; do sleep 0.1; done'\n"
+        "subprocess.Popen(['bash', '-c', deaf], start_new_session=True)\n"
         "print('started', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -223,7 +225,11 @@ def test_two_jobs_pointed_at_each_other_by_hand_both_refuse(project):
 
 def start_rank(run, rank):
     env = os.environ | {
-        **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-        **{"HPCTRAIN_ATTEMPT": "2", "PYTHONPATH": str(run / "code")},
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "HPCTRAIN_ATTEMPT": "2",
+        "PYTHONPATH": str(run / "code"),
     }
     return subprocess.Popen([sys.executable, "-m", "hpctrain.train", str(run)], env=env)

@@ -25,9 +25,8 @@ def project(tmp_path):
 
 
 def git(folder, *arguments):
-    subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments], check=True, capture_output=True
-    )
+    argv = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def names(folder):

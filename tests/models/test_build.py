@@ -121,11 +121,8 @@ def test_an_exception_in_the_users_function_shows_the_users_line(users):
     path = users("def build(width):\n    return 1 / width\n")
     with pytest.raises(JobError) as caught:
         build("mynet:build", width=0)
-    assert str(caught.value) == (
-        "model.name: mynet:build(width=0) raised ZeroDivisionError: division by zero\n"
-        f'  File "{path}", line 2, in build\n    return 1 / width\n'
-        "  correct the function or model.args"
-    ) or "~~^~~~" in str(caught.value)
+    assert str(caught.value).startswith("model.name: mynet:build(width=0) raised ZeroDivisionError: division by zero\n")
+    assert str(caught.value).endswith("\n  correct the function or model.args")
     assert f'File "{path}", line 2, in build' in str(caught.value)
 
 
@@ -140,7 +137,8 @@ def test_what_is_no_module_is_refused(users):
     with pytest.raises(JobError) as caught:
         build("mynet:build")
     assert str(caught.value) == (
-        f"model.name: mynet:build() returned builtins.list, not a torch.nn.Module\n  let it return the module ({path}:1)"
+        "model.name: mynet:build() returned builtins.list, not a torch.nn.Module\n"
+        f"  let it return the module ({path}:1)"
     )
 
 

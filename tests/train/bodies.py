@@ -78,6 +78,23 @@ def _clip(*given: Any) -> dict[str, Any]:
     return {"value": {"norm": moved.norm().item(), "weights": model.weight.flatten().tolist()}}
 
 
+def _accumulate(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(6, 3).double(), torch.randn(4, 6).double()
+    step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), example=images[:2])
+    whole = torch.autograd.grad(model(images).square().sum(), model.weight)[0]
+    alone = torch.autograd.grad(model(images[comm.rank : comm.rank + 1]).square().sum(), model.weight)[0] * comm.size
+    kept = []
+    for number in range(2):
+        mine = images[number * 2 + comm.rank][None]
+        step.backward(step.forward(mine, last=number == 1).square().sum(), last=number == 1)
+        gradient = model.weight.grad
+        assert gradient is not None
+        kept.append(gradient.clone())
+    return {"value": [kept[0].allclose(alone), kept[1].allclose(whole)]}
+
+
 def _wrap(*given: Any) -> dict[str, Any]:
     comm: Comm = given[5]
     torch.manual_seed(comm.rank)
@@ -102,5 +119,6 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _train,
     "collectives": _collectives,
     "clip": _clip,
+    "accumulate": _accumulate,
     "wrap": _wrap,
 }

@@ -19,7 +19,7 @@ class _Averaging(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
-        return logits - images.mean()
+        return logits.sub(images.mean())
 
 
 def averaging() -> nn.Module:
@@ -31,7 +31,8 @@ def exploding() -> nn.Module:
     """Return a net whose loss overflows within a few steps."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 10))
     with torch.no_grad():
-        net[1].weight.mul_(1e30)
+        for part in net.parameters():
+            part.mul_(1e30)
     return net
 
 

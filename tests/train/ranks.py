@@ -160,7 +160,7 @@ class Ranks:
         results.mkdir()
         plan = plan or make_plan(config, size)
         listener = socket.create_server(("127.0.0.1", 0))
-        processes = []
+        processes: list[BaseProcess] = []
         for rank in range(size):
             arguments = (rank, size, run.path, attempt, config, plan, listener, until, body, options or {})
             process = _SERVER.Process(target=_rank, args=arguments, daemon=True)
@@ -217,7 +217,9 @@ def _rank(
     code = 0
     try:
         device = torch.device("cpu")
-        comm = connect(plan, world, store=("127.0.0.1", port), listen_fd=listen_fd, interface="lo", device=device, timeout_s=30)
+        comm = connect(
+            plan, world, store=("127.0.0.1", port), listen_fd=listen_fd, interface="lo", device=device, timeout_s=30
+        )
         report = bodies.BODIES[body](run, attempt, config, plan, world, comm, device, stop, options)
         comm.close()
     except BaseException as error:  # noqa: BLE001

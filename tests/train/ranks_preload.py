@@ -5,7 +5,7 @@ import torch._dynamo  # torch's optimizers import it when the first is made, for
 import torch.profiler  # and its DistributedDataParallel this
 
 import hpctrain.dist.connect
-import hpctrain.train.loop
+import hpctrain.train.loop  # noqa: F401
 import tests.train.bodies
 import tests.train.ranks  # noqa: F401
 

@@ -37,7 +37,9 @@ def checkpoints(run, attempt=1, *, keep=2, **changes):
 def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
     """A small model with a tied weight and a buffer, after one step of its optimizer."""
     torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(width, width), torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width)
+    )
     model[1].weight = model[0].weight
     optimizer = kind(model.parameters(), lr=0.1, **options)
     model(torch.randn(5, width)).square().sum().backward()
@@ -194,7 +196,7 @@ def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
 
 def test_an_attempt_that_comes_too_late_does_not_begin(run):
     checkpoints(run, 5)
-    with pytest.raises(CheckpointError, match="attempt 5 of .* runs already: this is 4"):
+    with pytest.raises(CheckpointError, match=r"attempt 5 of .* runs already: this is 4"):
         checkpoints(run, 4)
 
 
@@ -209,19 +211,35 @@ def test_a_killed_delete_or_save_leaves_nothing_that_looks_whole(run, monkeypatc
     assert [path.name for path in run.stage.iterdir()] == ["attempt_2"]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"global_batch": 16, "steps_per_epoch": 7},
-     "step 5 of step_00000005 is 5 x 8 = 40 samples into the run with the global batch that trained it, but 5 x 16 = 80 "
-     "with the one that is asked for: samples would be repeated or left out\n"
-     "  keep batch.global=8 (other ranks are fine), or start a new run"),
-    ({"seed": 4},
-     "RUN/ckpt/step_00000005 was trained with seed 3; seed 4 gives another order of samples\n"
-     "  go on with seed=3, or start a new run"),
-    ({"train_samples": 96, "steps_per_epoch": 12},
-     "step 5 of step_00000005 is of a run with 100 samples in 13 steps per epoch; now there are 96 in 12\n"
-     "  go on with the same data.samples and batch.tail, or start a new run"),
-])  # fmt: skip
-def test_a_checkpoint_of_another_run_is_refused_with_the_arithmetic(run, changes, message):
+OTHER_RUNS = {
+    "batch": (
+        {"global_batch": 16, "steps_per_epoch": 7},
+        (
+            "step 5 of step_00000005 is 5 x 8 = 40 samples into the run with the global batch that trained it, but "
+            "5 x 16 = 80 with the one that is asked for: samples would be repeated or left out\n"
+            "  keep batch.global=8 (other ranks are fine), or start a new run"
+        ),
+    ),
+    "seed": (
+        {"seed": 4},
+        (
+            "RUN/ckpt/step_00000005 was trained with seed 3; seed 4 gives another order of samples\n"
+            "  go on with seed=3, or start a new run"
+        ),
+    ),
+    "data": (
+        {"train_samples": 96, "steps_per_epoch": 12},
+        (
+            "step 5 of step_00000005 is of a run with 100 samples in 13 steps per epoch; now there are 96 in 12\n"
+            "  go on with the same data.samples and batch.tail, or start a new run"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_with_the_arithmetic(run, kind):
+    changes, message = OTHER_RUNS[kind]
     store = checkpoints(run)
     store.save(5, *parts(), evaluated=True)
     manifest, _ = store.newest()
@@ -248,7 +266,7 @@ def test_another_model_is_refused_with_its_shapes(run):
 def test_another_optimizer_is_refused(run):
     store = checkpoints(run)
     store.save(5, *parts(), evaluated=True)
-    with pytest.raises(CheckpointError, match="holds the state of SGD over .* optimizer is Adam over"):
+    with pytest.raises(CheckpointError, match=r"holds the state of SGD over .* optimizer is Adam over"):
         store.load(store.newest()[0], *parts(kind=torch.optim.Adam))
 
 

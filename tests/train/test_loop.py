@@ -1,6 +1,7 @@
 import json
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ def weights(job: Job, step: int):
     return load(state(job, step)[0])
 
 
-def samples(job: Job) -> list[dict]:
+def samples(job: Job) -> list[dict[str, Any]]:
     """Return what the ranks logged of their samples, all ranks of a step together in the order of ranks."""
-    steps: dict[int, dict] = {}
+    steps: dict[int, dict[str, Any]] = {}
     for rank in range(len(job.processes)):
         for line in map(json.loads, job.run.samples(job.attempt, rank).read_text().splitlines()):
             step = steps.setdefault(line["step"], {"epoch": line["epoch"], "ids": []})
@@ -99,7 +100,9 @@ def test_in_float64_any_number_of_ranks_gives_the_same_weights(ranks: Ranks, mod
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_byte(ranks: Ranks, size):
-    config = make_config(model={"args": {"hidden": [64, 32]}}, train={"steps": 40}, checkpoint={"every": Duration(7, "steps")})
+    config = make_config(
+        model={"args": {"hidden": [64, 32]}}, train={"steps": 40}, checkpoint={"every": Duration(7, "steps")}
+    )
     calm = ranks.start(config, size, run=ranks.run_dir("calm"))
     run = ranks.run_dir("cut")
     first = ranks.start(config, size, run=run, until=17)
@@ -127,7 +130,7 @@ def test_a_killed_run_goes_on_and_sees_each_sample_once(ranks: Ranks):
     assert {report["error"] for report in reports} == {"CheckpointError"}
     third = ranks.start(logged(train={"epochs": 3}, checkpoint={"every": Duration(5, "steps")}), 4, run=run)
     assert third.outcome()["verdict"] == "completed"
-    taken: dict[int, dict] = {}
+    taken: dict[int, dict[str, Any]] = {}
     for job in (first, third):
         taken |= {step["step"]: step for step in samples(job) if len(step["ids"]) or job is third}
     assert sorted(taken) == list(range(1, 73))

@@ -1,0 +1,69 @@
+"""Ranks find each other over the right interface, whatever the network is called and whatever else there is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpctrain
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
+
+# The same address on every node, on an interface that sorts before the real one: what Docker leaves on hosts.
+DECOY = """
+ip link add adecoy0 type bridge
+ip addr add 172.17.0.1/16 dev adecoy0
+ip link set adecoy0 up
+"""
+
+SCRIPT = """
+import os, socket
+from hpctrain.dist import interface
+print(os.environ["RANK"], socket.gethostname(), os.environ["GLOO_SOCKET_IFNAME"], os.environ["MASTER_ADDR"])
+print(*sorted(interface.addresses()))
+print(socket.gethostbyname(socket.gethostname()))
+"""
+
+CONFIG = "name: net\nslurm: {nodes: 2, ranks_per_node: 2, time: 00:05:00}\ncommand: [python, show.py]\n"
+
+# Debian maps a host's own name to 127.0.1.1: then the own name leads nowhere and the peers' view counts.
+LOOPBACK_NAME = """
+sed "s/^[^#]* $(hostname)$/127.0.1.1 $(hostname)/" /etc/hosts >/dev/shm/hosts
+mount --bind /dev/shm/hosts /etc/hosts
+"""
+
+
+@pytest.mark.parametrize("network", ["10.99.3", "192.168.77"])
+@pytest.mark.parametrize("prepare", [DECOY, DECOY + LOOPBACK_NAME], ids=["decoy", "decoy and own name on loopback"])
+def test_ranks_talk_over_the_network_of_the_nodes(slurm_packages, tmp_path, network, prepare):
+    (tmp_path / "show.py").write_text(SCRIPT)
+    (tmp_path / "net.yaml").write_text(CONFIG)
+    (tmp_path / "prepare.sh").write_text("set -e\n" + prepare)
+    python = sys.executable
+    steps = (
+        f"srun -N2 --ntasks-per-node=1 bash {tmp_path}/prepare.sh && "
+        f"{python} -m hpctrain submit net.yaml --scheduler slurm --follow"
+    )
+    done = subprocess.run(
+        [python, "-m", "hpctrain", "sandbox", "run", "--nodes", "2", "--network", network, "--", "bash", "-c", steps],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text().splitlines() for rank in range(4)]
+    assert [line[0] for line in shown] == [f"{r} n{r // 2 + 1} eth0 {network}.1" for r in range(4)]
+    assert all("adecoy0" in interfaces for _, interfaces, _ in shown)
+    own = [name for _, _, name in shown]
+    assert own == (["127.0.1.1"] * 4 if LOOPBACK_NAME in prepare else [f"{network}.{n}" for n in (1, 1, 2, 2)])
+
+
+def environment(tmp_path):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "HPCTRAIN_"))}
+    return {**kept, "PYTHONPATH": str(Path(hpctrain.__file__).parents[1]), "XDG_STATE_HOME": str(tmp_path / "state")}
