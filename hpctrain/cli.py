@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Scheduler = Literal["slurm", "local"]
 
-_config = click.argument("config", type=click.Path(path_type=Path))
+_config = click.argument("config", type=click.Path(path_type=Path, readable=False))
 _overrides = click.argument("overrides", nargs=-1, metavar="[key=value]...")
 _scheduler = click.option(
     "--scheduler", type=click.Choice(["slurm", "local"]), help="Default: slurm if sbatch is there, else local."
@@ -45,15 +45,20 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line; errors of ours become one message and their exit code."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="hpctrain", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except HpctrainError as error:
         print(f"hpctrain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        from hpctrain.launch.usage import explain
+
+        print(f"hpctrain: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(130)
@@ -72,7 +77,7 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None,
     from hpctrain.plan import describe
 
     loaded = _load(config, overrides)
-    where: Scheduler = "local" if ranks else scheduler or _default_scheduler()
+    where: Scheduler = "local" if ranks else _choose(scheduler)
     plan = _plan(loaded, where, ranks)
     print(f"{config}: no problem found; on {'Slurm' if where == 'slurm' else 'this machine'} it runs as")
     print(describe(plan, loaded.config))
@@ -87,7 +92,7 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None,
 def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, dry_run: bool, follow: bool) -> None:
     """Submit CONFIG to Slurm, or to the background of this machine; print job id and run directory."""
     loaded = _load(config, overrides)
-    where = "slurm" if dry_run else scheduler or _default_scheduler()
+    where = "slurm" if dry_run else _choose(scheduler)
     plan = _plan(loaded, where)
     if dry_run:
         from hpctrain.launch.render import render
@@ -289,11 +294,14 @@ def _use_sandbox() -> None:
         os.environ["PATH"] = f"{box.bin}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def _default_scheduler() -> Scheduler:
+def _choose(scheduler: Scheduler | None) -> Scheduler:
+    """Take the scheduler that was asked for, else Slurm where `sbatch` is, else this machine."""
+    if scheduler == "local":
+        return "local"
     from hpctrain.launch import slurm
 
     _use_sandbox()
-    return "slurm" if slurm.available() else "local"
+    return "slurm" if scheduler == "slurm" or slurm.available() else "local"
 
 
 def _roots() -> list[Path]:

@@ -13,7 +13,7 @@ import msgspec
 
 import hpctrain
 from hpctrain.config.load import Loaded, dump
-from hpctrain.errors import HpctrainError
+from hpctrain.errors import ClusterError, HpctrainError
 from hpctrain.launch import slurm, snapshot
 from hpctrain.launch.processes import start_time
 from hpctrain.launch.render import render
@@ -60,14 +60,21 @@ def to_slurm(run: RunDir) -> str:
     """Queue the run; return its job id, which is recorded as soon as Slurm has given it.
 
     Raises:
-        ClusterError: Slurm refused; nothing is left of the run directory then.
+        ClusterError: Slurm refused, and nothing is left of the run directory then; or it took the job, whose id the
+            message gives, but that could not be recorded.
     """
     try:
         job_id = slurm.submit(run.script)
     except HpctrainError:
         run.remove()
         raise
-    publish(run.job, msgspec.json.encode({"scheduler": "slurm", "job_id": job_id, "submitted": time.time()}))
+    try:
+        publish(run.job, msgspec.json.encode({"scheduler": "slurm", "job_id": job_id, "submitted": time.time()}))
+    except OSError as error:
+        raise ClusterError(
+            f"Slurm took the run as job {job_id}, but {run.job} cannot be written: {error.strerror}",
+            f"the job runs in {run.path}; scancel {job_id} ends it",
+        ) from None
     return job_id
 
 

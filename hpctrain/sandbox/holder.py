@@ -59,6 +59,7 @@ class Holder:
         self._kill_at = float("inf")
         self._umask = os.umask(0o022)  # jobs of other users read what is written here
         self._wake = linux.wake_on([signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._control = socket.socket(socket.AF_UNIX)
 
     def start(self) -> None:

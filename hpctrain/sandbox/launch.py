@@ -32,6 +32,14 @@ class Launch:
     """A sandbox that this process has started; `end` it, or `let_go` of it."""
 
     def __init__(self, spec: Spec, command: Sequence[str] = ()) -> None:
+        # from the first directory on until there is a holder who would remove it; the holder unblocks them
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        try:
+            self._start(spec, command)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def _start(self, spec: Spec, command: Sequence[str]) -> None:
         self.root = Root.make()
         self._lock = self.root.lock()
         self._channel, theirs = socket.socketpair()

@@ -35,6 +35,7 @@ class Root:
             (root.path / name).mkdir()
         for folder in (root.path, *root.path.iterdir()):
             folder.chmod(0o755)  # jobs of other users read the configuration and talk to munge; umask is no matter
+        (root.path / "lock").touch(mode=0o600)
         return root
 
     @property
@@ -88,7 +89,7 @@ class Root:
 
         The kernel drops the lock with the last process that has the descriptor, however it ends.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
