@@ -6,13 +6,14 @@ Exit codes: 0 ok, 2 config or usage, 3 the cluster refused, 4 the job failed.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import click
 
 from hpctrain import __version__
-from hpctrain.errors import HpctrainError, UsageError
+from hpctrain.errors import ConfigError, HpctrainError, UsageError
 from hpctrain.sandbox.commands import sandbox
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hpctrain.rundir import RunDir
 
 Scheduler = Literal["slurm", "local"]
+_Row = TypeVar("_Row")
 
 _config = click.argument("config", type=click.Path(path_type=Path, readable=False))
 _overrides = click.argument("overrides", nargs=-1, metavar="[key=value]...")
@@ -52,13 +54,10 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
     except click.ClickException as error:
-        from hpctrain.launch.usage import explain
+        from hpctrain.launch import usage
 
-        print(f"hpctrain: {explain(error)}", file=sys.stderr)
+        print(usage.text(error), file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(130)
@@ -76,6 +75,8 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None,
     """Say what is wrong with CONFIG, all at once, or show the plan."""
     from hpctrain.plan import describe
 
+    if ranks and scheduler == "slurm":
+        raise UsageError("--ranks is for this machine, not for Slurm", "slurm.nodes=N slurm.ranks_per_node=M")
     loaded = _load(config, overrides)
     where: Scheduler = "local" if ranks else _choose(scheduler)
     plan = _plan(loaded, where, ranks)
@@ -91,6 +92,9 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None,
 @click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
 def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, dry_run: bool, follow: bool) -> None:
     """Submit CONFIG to Slurm, or to the background of this machine; print job id and run directory."""
+    if dry_run and (follow or scheduler == "local"):
+        other = "--follow" if follow else "--scheduler local"
+        raise UsageError(f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "give one")
     loaded = _load(config, overrides)
     where = "slurm" if dry_run else _choose(scheduler)
     plan = _plan(loaded, where)
@@ -98,14 +102,14 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
         from hpctrain.launch.render import render
         from hpctrain.rundir import RunDir
 
-        placeholder = RunDir(Path(loaded.config.runs).expanduser().absolute() / f"{loaded.config.name}-ID")
+        placeholder = RunDir(RunDir.root(loaded.config.runs) / f"{loaded.config.name}-ID")
         sys.stdout.write(render(loaded, plan, placeholder, python=sys.executable))
         return
     from hpctrain.launch import submit as submission
 
     _preflight(loaded, plan, where)
-    _show(loaded, plan)
     run = submission.freeze(loaded, plan, argv=sys.argv)
+    _show(loaded, plan)
     job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
     print(f"job {job_id}\nrun {run.path}", flush=True)
     if follow:
@@ -130,8 +134,8 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
     from hpctrain.launch import submit as submission
 
     _preflight(loaded, plan, "local")
-    _show(loaded, plan)
     directory = submission.freeze(loaded, plan, argv=sys.argv)
+    _show(loaded, plan)
     print(f"run {directory.path}", file=sys.stderr, flush=True)
     submission.record_local(directory, os.getpid())
     if debug:
@@ -152,33 +156,23 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
 @click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
 def status(runs: tuple[str, ...], as_json: bool) -> None:
     """Show the state of runs, by directory, name or job id; without any: those of the last day."""
-    import msgspec
-
     from hpctrain.launch import status as statuses
 
     _use_sandbox()
     found = [_find(ref) for ref in runs] if runs else statuses.recent(_roots())
     rows = statuses.status(found)
-    if as_json:
-        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
-    else:
-        print(statuses.table(rows))
+    _print(rows, statuses.table, as_json=as_json)
 
 
 @cli.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
 def list_runs(as_json: bool) -> None:
     """List all runs, the newest last."""
-    import msgspec
-
     from hpctrain.launch import status as statuses
 
     _use_sandbox()
     rows = statuses.status(statuses.listing(_roots()))
-    if as_json:
-        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
-    else:
-        print(statuses.table(rows))
+    _print(rows, statuses.table, as_json=as_json)
 
 
 @cli.command()
@@ -188,26 +182,14 @@ def list_runs(as_json: bool) -> None:
 @click.option("--attempt", type=click.IntRange(min=1), help="Default: the newest.")
 def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
     """Print the log of one rank of RUN."""
-    from hpctrain.launch.follow import Follower, until_end
+    from hpctrain.launch import follow as following
 
     _use_sandbox()
     directory = _find(run)
     if follow:
-        until_end(directory, rank=rank)
-        return
-    numbers = directory.attempt_numbers()
-    number = attempt or (numbers[-1] if numbers else 0)
-    if number not in numbers:
-        had = f"its attempts: {', '.join(map(str, numbers))}" if numbers else "it has not started yet"
-        raise UsageError(f"{directory.name} has no attempt {number or 1}; {had}", f"hpctrain status {directory.path}")
-    if not directory.log(number, rank, "out").exists():
-        ranks = sorted(int(p.stem[5:]) for p in directory.log(number, 0, "out").parent.glob("rank_*.out"))
-        if ranks:
-            raise UsageError(
-                f"attempt {number} of {directory.name} has no log of rank {rank}",
-                f"it has ranks {', '.join(map(str, ranks))}: --rank N",
-            )
-    Follower(directory, rank=rank).pump(number, final=True)
+        following.until_end(directory, rank=rank, attempt=attempt)
+    else:
+        following.show(directory, rank=rank, attempt=attempt)
 
 
 @cli.command()
@@ -236,16 +218,11 @@ def eject(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A list of objects on standard output.")
 def doctor(as_json: bool) -> None:
     """Say what this machine, its Slurm and this environment have."""
-    import msgspec
-
     from hpctrain.launch import doctor as doctors
 
     _use_sandbox()
     findings = doctors.doctor()
-    if as_json:
-        print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
-    else:
-        print(doctors.table(findings))
+    _print(findings, doctors.table, as_json=as_json)
 
 
 cli.add_command(sandbox)
@@ -269,6 +246,12 @@ def _plan(loaded: "Loaded", where: Scheduler, ranks: int | None = None) -> "Plan
     return planning.make(loaded, layout, samples)
 
 
+def _print(rows: list[_Row], table: Callable[[list[_Row]], str], *, as_json: bool) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode() if as_json else table(rows))
+
+
 def _show(loaded: "Loaded", plan: "Plan") -> None:
     from hpctrain.plan import describe
 
@@ -279,8 +262,6 @@ def _preflight(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
     from hpctrain.launch.preflight import preflight
 
     if problems := preflight(loaded, plan, on_slurm=where == "slurm"):
-        from hpctrain.errors import ConfigError
-
         raise ConfigError(problems)
 
 

@@ -1,5 +1,6 @@
 """config -> Plan: ranks, batches, steps and rates. Pure: the launcher prints a plan, the ranks assert the same one."""
 
+from math import isfinite
 from typing import Literal
 
 import msgspec
@@ -7,8 +8,21 @@ import msgspec
 from hpctrain import schedule
 from hpctrain.config.duration import Duration
 from hpctrain.config.load import Loaded
+from hpctrain.config.scalars import LARGEST
 from hpctrain.config.schema import Config
 from hpctrain.errors import ConfigError
+
+_FROM = {
+    "ranks": "slurm.nodes",
+    "global_batch": "batch",
+    "total_steps": "train",
+    "warmup_steps": "optim.warmup",
+    "decay_every_steps": "optim.decay_every",
+    "eval_every_steps": "train.eval_every",
+    "checkpoint_every_steps": "checkpoint.every",
+    "log_every_steps": "log.every",
+}
+"""Numbers of a plan that can become too large, and the keys that make them so."""
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,9 +139,30 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
     )
     if config.command is None:
         base = _training(base, loaded, samples, problems)
+    if not problems:
+        problems += _unusable(base, loaded)
     if problems:
         raise ConfigError(problems)
     return base
+
+
+def _unusable(plan: Plan, loaded: Loaded) -> list[str]:
+    """Say which numbers of a plan cannot be written down, or trained with."""
+    numbers = {name: getattr(plan, name) or 0 for name in _FROM}
+    problems = [
+        loaded.problem(_FROM[name], f"{name} becomes {number}; use a smaller number, it must fit in 64 bits")
+        for name, number in numbers.items()
+        if number > LARGEST
+    ]
+    if plan.lr_used is not None and not isfinite(plan.lr_used):
+        problems.append(
+            loaded.problem(
+                "optim.lr",
+                f"the rate that is used is {plan.lr_used:g}: lr {plan.lr_asked:g} x global batch {plan.global_batch} / "
+                "base_batch; use a smaller lr, a larger base_batch or scale: none",
+            )
+        )
+    return problems
 
 
 def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str]) -> Plan:

@@ -35,9 +35,10 @@ class RunDir:
         self.ckpt = path / "ckpt"
         self.stage = path / "stage"
         self.attempts = path / "attempts"
+        self._made: tuple[Path, ...] = ()
 
     @classmethod
-    def create(cls, runs: Path, name: str) -> "RunDir":
+    def create(cls, runs: Path | str, name: str) -> "RunDir":
         """Make a new directory NAME-ID, mode 0700, below `runs`.
 
         Raises:
@@ -46,24 +47,32 @@ class RunDir:
         import secrets
         import time
 
-        root = runs.expanduser().absolute()
+        root = cls.root(runs)
         if SAFE_PATH.fullmatch(str(root)) is None:
             raise UsageError(
                 f"runs: {str(root)!r} holds characters that a batch script cannot carry safely",
                 "use letters, digits and / _ . + @ = , : - only, for instance runs=$HOME/runs",
             )
         stamp = time.strftime("%m%d-%H%M%S")
-        path = root / f"{name}-{stamp}-{secrets.token_hex(2)}"
+        run = cls(root / f"{name}-{stamp}-{secrets.token_hex(2)}")
+        run._made = tuple(folder for folder in (root, *root.parents) if not folder.exists())
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
-            for part in ("attempts", "ckpt", "stage"):
-                (path / part).mkdir(mode=0o700)
+            run.path.mkdir(mode=0o700)
+            for part in (run.attempts, run.ckpt, run.stage):
+                part.mkdir(mode=0o700)
         except OSError as error:
+            run.remove()
+            why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
             raise UsageError(
-                f"runs: cannot make a run directory in {root}: {error.strerror}", "give another place: runs=DIR"
+                f"runs: cannot make a run directory in {root}: {why}", "give another place: runs=DIR"
             ) from None
-        return cls(path)
+        return run
+
+    @staticmethod
+    def root(runs: Path | str) -> Path:
+        """Return where `runs` of a config is; a `~` that names no user stays as it is."""
+        return Path(os.path.expanduser(runs)).absolute()  # noqa: PTH111 - a Path would raise there
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -74,20 +83,27 @@ class RunDir:
         """
         run = cls(path.absolute())
         try:
-            found = run.config.is_file()
+            run.config.open("rb").close()
         except PermissionError:
-            raise UsageError(f"{path}: permission denied; run directories belong to the user who made them") from None
-        if not found:
-            raise UsageError(f"{path} is no run directory: it has no config.yaml", "hpctrain list shows the runs")
-        if not os.access(run.config, os.R_OK):
-            raise UsageError(f"{path}: permission denied; run directories belong to the user who made them")
+            raise UsageError(
+                f"{path}: permission denied; run directories belong to the user who made them",
+                "hpctrain list shows yours",
+            ) from None
+        except OSError:
+            why = "is no run directory: it has no config.yaml" if path.is_dir() else "is no directory"
+            raise UsageError(f"{path} {why}", "hpctrain list shows the runs") from None
         return run
 
     def remove(self) -> None:
-        """Delete the directory: of a submission that was refused nothing half-made stays."""
+        """Delete the directory and what was made above it: of a run that was refused nothing half-made stays."""
         import shutil
 
         shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            for folder in self._made:
+                folder.rmdir()
+        except OSError:  # another run was made there in the meantime
+            return
 
     def attempt(self, number: int) -> Path:
         """Return the directory of one attempt; attempts count from 1."""

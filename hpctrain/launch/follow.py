@@ -10,7 +10,7 @@ from typing import IO
 
 import msgspec
 
-from hpctrain.errors import JobError
+from hpctrain.errors import JobError, UsageError
 from hpctrain.launch.status import FINAL, status
 from hpctrain.rundir import RunDir, read_json
 
@@ -112,12 +112,38 @@ class Follower:
         print(f"\r{self._shown}", end="", file=sys.stderr, flush=True)
 
 
-def until_end(run: RunDir, *, rank: int = 0) -> None:
+def show(run: RunDir, *, rank: int, attempt: int | None) -> None:
+    """Show the log of a rank so far; of the newest attempt if none is given.
+
+    Raises:
+        UsageError: there is no such rank or attempt.
+    """
+    _check_rank(run, rank)
+    numbers = run.attempt_numbers()
+    number = attempt or (numbers[-1] if numbers else 1)
+    if number not in numbers:
+        had = f"its attempts: {', '.join(map(str, numbers))}" if numbers else "it has not started yet"
+        raise UsageError(f"{run.name} has no attempt {number}; {had}", f"hpctrain status {run.path}")
+    Follower(run, rank=rank).pump(number, final=True)
+
+
+def _check_rank(run: RunDir, rank: int) -> None:
+    ranks = read_json(run.plan).get("ranks")
+    if isinstance(ranks, int) and rank >= ranks:
+        allowed = f"--rank 0 to --rank {ranks - 1}" if ranks > 1 else "--rank 0"
+        raise UsageError(f"{run.name} has no rank {rank}; it has {ranks} rank{'s' * (ranks > 1)}", allowed)
+
+
+def until_end(run: RunDir, *, rank: int = 0, attempt: int | None = None) -> None:
     """Show a rank's log until the run has ended; a run that did not complete is an error.
 
     Raises:
+        UsageError: there is no such rank, or an attempt is asked for.
         JobError: the run failed or was cancelled.
     """
+    if attempt is not None:
+        raise UsageError("--follow goes with the newest attempt, --attempt is for one that has ended", "give one")
+    _check_rank(run, rank)
     follower, asked = Follower(run, rank=rank), 0.0
     row = status([run])[0]
     while True:
@@ -130,17 +156,24 @@ def until_end(run: RunDir, *, rank: int = 0) -> None:
             break
         time.sleep(_PAUSE_S)
     if row["state"] == "FAILED":
-        raise JobError(first_cause(run), f"status: {row['reason']}")
+        raise JobError(first_cause(run, shown=rank, otherwise=row["reason"]))
     if row["state"] != "COMPLETED":
         raise JobError(f"{run.name}: {row['state']}: {row['reason']}")
+    print(f"hpctrain: completed; the run lies in {run.path}", file=sys.stderr)
 
 
-def first_cause(run: RunDir) -> str:
-    """Say which rank failed first and why, and where its log is."""
+def first_cause(run: RunDir, *, shown: int = 0, otherwise: str = "no reason was left") -> str:
+    """Say which rank failed first and why, and where its log is.
+
+    Args:
+        run: the run.
+        shown: the rank whose log was shown: what it said at length is not said again.
+        otherwise: the reason, if no rank has left one.
+    """
     numbers = run.attempt_numbers()
     outcome = read_json(run.outcome(numbers[-1])) if numbers else {}
-    who = f" on rank {outcome['rank']} ({outcome['host']})" if "rank" in outcome else ""
-    return (
-        f"failed{who}: {outcome.get('message', 'no reason was left')}\n"
-        f"  logs: hpctrain logs {run.path} --rank {outcome.get('rank', 0)}"
-    )
+    rank, message = outcome.get("rank"), str(outcome.get("message") or otherwise)
+    who = "" if rank is None or message.startswith("rank ") else f" on rank {rank} ({outcome.get('host', '?')})"
+    if rank == shown:
+        message = message.split("\n", 1)[0]
+    return f"failed{who}: {message}\n  logs: hpctrain logs {run.path} --rank {rank or 0}"

@@ -19,7 +19,9 @@ import msgspec
 from hpctrain.config.load import load
 from hpctrain.config.schema import Config
 from hpctrain.errors import HpctrainError
+from hpctrain.launch.follow import first_cause
 from hpctrain.launch.processes import adopt_orphans, end_children
+from hpctrain.launch.render import absolute
 from hpctrain.launch.verdict import decide, outcome_of
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, publish_first, read_json
@@ -53,15 +55,13 @@ class Supervisor:
                     "hosts": [platform.node()],
                     "started": time.time(),
                 })  # fmt: skip
-                code = self._attempt(number, watch or (lambda _: None))
-                publish_first(
-                    self._run.outcome(number),
-                    msgspec.json.encode(outcome_of(code, is_command=self._config.command is not None)),
-                )
+                rank, code = self._attempt(number, watch or (lambda _: None))
+                outcome = outcome_of(code, is_command=self._config.command is not None, rank=rank)
+                publish_first(self._run.outcome(number), msgspec.json.encode(outcome))
                 outcomes = [read_json(self._run.outcome(n)) for n in self._run.attempt_numbers()]
                 verdict = decide(outcomes, self._config.restart)
                 if not verdict.again or self._stop:
-                    if verdict.exit_code:
+                    if verdict.exit_code and verdict.message != outcomes[-1].get("message"):
                         print(f"hpctrain: {verdict.message}", file=sys.stderr)
                     return 0 if verdict.exit_code == 0 else 4
                 print(f"hpctrain: {verdict.message}", file=sys.stderr)
@@ -81,14 +81,13 @@ class Supervisor:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    def _attempt(self, number: int, watch: Callable[[int], None]) -> int:
-        """Run one attempt; return 0, or the first exit code that was not 0."""
-        python = self._config.env.python or sys.executable
+    def _attempt(self, number: int, watch: Callable[[int], None]) -> tuple[int, int]:
+        """Run one attempt; return the rank that failed first and its exit code, or 0 and 0."""
         with self._run.launch_log(number).open("ab") as log:
             for rank in range(self._plan.ranks):
                 self._ranks.append(
                     subprocess.Popen(
-                        [python, "-m", "hpctrain.train", str(self._run.path)],
+                        [_python(self._config), "-m", "hpctrain.train", str(self._run.path)],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -134,34 +133,39 @@ def debug(run: RunDir, config: Config) -> int:
     })  # fmt: skip
     env = rank_environment(run, number, 0, 1, os.environ) | {"HPCTRAIN_DEBUG": "1"}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the debugger and the rank
-    code = subprocess.call(
-        [config.env.python or sys.executable, "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env
-    )
-    outcome = outcome_of(code, is_command=config.command is not None)
+    code = subprocess.call([_python(config), "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env)
+    outcome = outcome_of(code, is_command=config.command is not None, rank=0)
     publish_first(run.outcome(number), msgspec.json.encode(outcome))
     return 4 if code else 0
 
 
-def _first_failure(ranks: list[subprocess.Popen[bytes]], watch: Callable[[], None]) -> int:
-    """Wait until all ranks ended or one failed; a failed rank's code comes back at once, as `srun -K` does it."""
+def _python(config: Config) -> str:
+    """Return the interpreter of the ranks, which start in another directory."""
+    asked = config.env.python
+    return sys.executable if asked is None else absolute(asked) if "/" in asked else asked
+
+
+def _first_failure(ranks: list[subprocess.Popen[bytes]], watch: Callable[[], None]) -> tuple[int, int]:
+    """Wait until all ranks ended or one failed; that one and its code come back at once, as `srun -K` does it."""
     poll = select.poll()
     waiting = {}
-    for rank in ranks:
+    for number, rank in enumerate(ranks):
         descriptor = os.pidfd_open(rank.pid)
         poll.register(descriptor, select.POLLIN)
-        waiting[descriptor] = rank
+        waiting[descriptor] = number
     try:
         while waiting:
             for descriptor, _ in poll.poll(100):
                 poll.unregister(descriptor)
                 os.close(descriptor)
-                if code := waiting.pop(descriptor).wait():
-                    return code
+                number = waiting.pop(descriptor)
+                if code := ranks[number].wait():
+                    return number, code
             watch()
     finally:
         for descriptor in waiting:
             os.close(descriptor)
-    return 0
+    return 0, 0
 
 
 def main() -> None:
@@ -170,7 +174,10 @@ def main() -> None:
     try:
         config = load(run.config).config
         plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
-        sys.exit(Supervisor(run, config, plan).run())
+        code = Supervisor(run, config, plan).run()
+        if code:
+            print(f"hpctrain: {first_cause(run, shown=-1)}", file=sys.stderr)
+        sys.exit(code)
     except HpctrainError as error:
         print(f"hpctrain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def _files(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
     data = plan.data_path or (config.data.path if config.data else None)
     if data is not None and not os.access(absolute(data), os.R_OK):
         problems.append(loaded.problem("data.path", f"{data} is not there, or cannot be read"))
-    if env.python is not None and "/" in env.python and env.container is None and not os.access(env.python, os.X_OK):
-        problems.append(loaded.problem("env.python", f"{env.python} is no program that can be started"))
+    if env.python is not None and env.container is None and not _is_program(env.python, on_slurm=on_slurm):
+        there = "is no program that can be started" if "/" in env.python else "is no program on PATH"
+        problems.append(loaded.problem("env.python", f"{env.python} {there}"))
     if not on_slurm:
         return problems
     if config.slurm.template is not None and not template(loaded).is_file():
@@ -42,6 +44,13 @@ def _files(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
         if path.startswith("/") and not Path(path).exists():
             problems.append(loaded.problem("env.container.image", f"there is no file {path}"))
     return problems
+
+
+def _is_program(name: str, *, on_slurm: bool) -> bool:
+    """Say whether a program can be started; what a bare name means on the nodes cannot be known here."""
+    if "/" not in name:
+        return on_slurm or shutil.which(name) is not None
+    return os.path.isfile(absolute(name)) and os.access(absolute(name), os.X_OK)  # noqa: PTH113 - may be another user's
 
 
 def _cluster(loaded: Loaded, plan: Plan, partitions: Sequence[slurm.Partition]) -> list[str]:

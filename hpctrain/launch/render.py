@@ -103,7 +103,10 @@ def fill(path: Path, values: Mapping[str, str]) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"slurm.template: cannot read {path}: {why}") from None
+        raise UsageError(
+            f"slurm.template: cannot read {path}: {why}",
+            f"copy {template_file()} and edit it, or leave slurm.template out",
+        ) from None
     found = list(BatchTemplate.pattern.finditer(text))
     allowed = "places are " + ", ".join(f"@{{{name}}}" for name in sorted(values))
     for match in found:

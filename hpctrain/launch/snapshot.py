@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,7 +28,7 @@ def take(config: Config, project: Path, code: Path) -> list[str]:
     files are copied only if the config names code of the user's own.
 
     Raises:
-        UsageError: they are more than 50 MiB.
+        UsageError: they are more than 50 MiB, or one cannot be read.
     """
     code.mkdir(mode=0o700)
     names = _tracked(project)
@@ -96,6 +97,11 @@ def _copy(project: Path, names: list[str], code: Path) -> None:
             raise UsageError(
                 f"the code in {project} is more than {LIMIT_MIB} MiB; the largest files: {listed}",
                 "list data and results in .gitignore, or run hpctrain from the directory that holds the code alone",
+            )
+        if not os.access(source, os.R_OK):
+            raise UsageError(
+                f"the code in {project} cannot be copied: no permission to read {name}",
+                f"list it in .gitignore if the run does not need it, or: chmod u+r {shlex.quote(name)}",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)

@@ -3,6 +3,7 @@
 A verdict that a rank has written counts more than Slurm's COMPLETED or FAILED, which only know the script's exit code.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,13 +63,13 @@ def find(ref: str, roots: Sequence[Path]) -> RunDir:
     Raises:
         UsageError: there is none, or a job id belongs to several runs.
     """
-    path = Path(ref).expanduser()
-    if "/" in ref or (path / "config.yaml").is_file():
+    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - a Path raises where there is no such user
+    if "/" in ref or os.path.isfile(path / "config.yaml"):  # noqa: PTH113 - a Path raises where it may not look
         return RunDir.open(path)
+    for root in roots:
+        if ref not in {"", ".", ".."} and (root / ref).is_dir():
+            return RunDir.open(root / ref)
     runs = listing(roots)
-    for run in runs:
-        if run.name == ref:
-            return run
     named = [run for run in runs if name_of(run) == ref]
     if named:
         return named[-1]

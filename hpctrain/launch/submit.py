@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 import hpctrain
 from hpctrain.config.load import Loaded, dump
-from hpctrain.errors import ClusterError, HpctrainError
+from hpctrain.errors import ClusterError, HpctrainError, UsageError
 from hpctrain.launch import slurm, snapshot
 from hpctrain.launch.processes import start_time
 from hpctrain.launch.render import render
@@ -25,10 +26,10 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
     """Make the run directory: config, plan, code, environment record and batch script. It never changes again.
 
     Raises:
-        UsageError: the directory cannot be made, or the code is too large; nothing is left of it then.
+        UsageError: the directory cannot be made, or the code cannot be copied; nothing is left of it then.
     """
     config, project = loaded.config, Path.cwd()
-    run = RunDir.create(Path(config.runs), config.name)
+    run = RunDir.create(config.runs, config.name)
     try:
         hidden = snapshot.take(config, project, run.code)
         publish(run.config, dump(config).encode())
@@ -49,10 +50,14 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
         }
         publish(run.env, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
         publish(run.script, render(loaded, plan, run, python=sys.executable).encode())
+    except OSError as error:
+        run.remove()
+        raise UsageError(
+            f"runs: cannot write to {run.path.parent}: {error.strerror}", "make room, or give another place: runs=DIR"
+        ) from None
     except BaseException:
         run.remove()
         raise
-    remember_root(run.path.parent)
     return run
 
 
@@ -69,13 +74,12 @@ def to_slurm(run: RunDir) -> str:
         run.remove()
         raise
     try:
-        publish(run.job, msgspec.json.encode({"scheduler": "slurm", "job_id": job_id, "submitted": time.time()}))
+        return _record(run, {"scheduler": "slurm", "job_id": job_id})
     except OSError as error:
         raise ClusterError(
             f"Slurm took the run as job {job_id}, but {run.job} cannot be written: {error.strerror}",
             f"the job runs in {run.path}; scancel {job_id} ends it",
         ) from None
-    return job_id
 
 
 def to_background(run: RunDir) -> str:
@@ -94,19 +98,14 @@ def to_background(run: RunDir) -> str:
 
 def record_local(run: RunDir, pid: int) -> str:
     """Write job.json of a run under the local supervisor with process id `pid`."""
-    job_id = f"local-{pid}"
-    publish(
-        run.job,
-        msgspec.json.encode({
-            "scheduler": "local",
-            "job_id": job_id,
-            "pid": pid,
-            "pid_start": start_time(pid),
-            "host": platform.node(),
-            "submitted": time.time(),
-        }),
-    )  # fmt: skip
-    return job_id
+    job = {"scheduler": "local", "job_id": f"local-{pid}"}
+    return _record(run, {**job, "pid": pid, "pid_start": start_time(pid), "host": platform.node()})
+
+
+def _record(run: RunDir, job: dict[str, Any]) -> str:
+    publish(run.job, msgspec.json.encode({**job, "submitted": time.time()}))
+    remember_root(run.path.parent)
+    return str(job["job_id"])
 
 
 def _python_path() -> list[str]:

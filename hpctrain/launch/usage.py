@@ -8,6 +8,11 @@ import click
 from hpctrain.errors import UsageError
 
 
+def text(error: click.ClickException) -> str:
+    """Return what to print: our message, or the help page, which click raises where a command is missing."""
+    return error.message if error.message.startswith("Usage:") else f"hpctrain: {explain(error)}"
+
+
 def explain(error: click.ClickException) -> UsageError:
     """Turn an error of click's parser into ours; words that click changes from release to release are not used."""
     context = error.ctx if isinstance(error, click.UsageError) else None

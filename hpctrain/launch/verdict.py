@@ -16,19 +16,20 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-def outcome_of(code: int, *, is_command: bool) -> dict[str, Any]:
+def outcome_of(code: int, *, is_command: bool, rank: int) -> dict[str, Any]:
     """Work out the outcome of an attempt whose ranks wrote none, from the first exit code that was not 0.
 
     Args:
         code: as of `subprocess`: negative for a signal.
         is_command: the ranks ran the user's own program, which writes no outcome.
+        rank: the one that ended so.
     """
     if code == 0:
         return {"verdict": "completed"} if is_command else _failed("error", code, "the ranks ended without an outcome")
     if code < 0:
         cause = "preempted" if is_command and -code == signal.SIGTERM else "rank_killed"
-        return _failed(cause, 128 - code, f"a rank was killed by {signal.Signals(-code).name}")
-    return _failed("error", code, f"a rank ended with exit code {code}")
+        return _failed(cause, 128 - code, f"rank {rank} was killed by {signal.Signals(-code).name}") | {"rank": rank}
+    return _failed("error", code, f"rank {rank} ended with exit code {code}") | {"rank": rank}
 
 
 def decide(outcomes: list[dict[str, Any]], budgets: Restart) -> Verdict:

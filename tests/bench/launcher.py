@@ -22,10 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BIN = Path(sys.executable).parent
 
-SIMPLE_SLURM = (
-    "from simple_slurm import Slurm; "
-    "print(Slurm(job_name='a', nodes=2, ntasks_per_node=2, time='0:30:00'))"
-)
+SIMPLE_SLURM = "from simple_slurm import Slurm; print(Slurm(job_name='a', nodes=2, ntasks_per_node=2, time='0:30:00'))"
 SUBMITIT = """
 import submitit, sys
 executor = submitit.AutoExecutor(folder='logs', cluster='slurm')

@@ -93,9 +93,9 @@ def test_a_failing_rank_ends_the_others_and_is_named(project):
     began = time.monotonic()
     done = hpctrain("run", config(project, program), "--ranks", "2")
     assert (done.returncode, time.monotonic() - began < 20) == (4, True)
-    assert "a rank ended with exit code 7" in done.stderr
+    assert "rank 1 ended with exit code 7" in done.stderr
     assert outcomes(the_run(project)) == [
-        {"verdict": "failed", "cause": "error", "exit_code": 7, "message": "a rank ended with exit code 7"}
+        {"verdict": "failed", "cause": "error", "exit_code": 7, "message": "rank 1 ended with exit code 7", "rank": 1}
     ]
 
 

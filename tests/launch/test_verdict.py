@@ -43,5 +43,5 @@ def test_a_budget_of_zero_means_never():
     ],
 )
 def test_ranks_that_left_no_outcome_are_judged_by_their_exit_code(code, is_command, verdict, cause):
-    outcome = outcome_of(code, is_command=is_command)
+    outcome = outcome_of(code, is_command=is_command, rank=1)
     assert (outcome["verdict"], outcome.get("cause")) == (verdict, cause)

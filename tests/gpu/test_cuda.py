@@ -1,0 +1,51 @@
+"""What only a GPU shows; skipped, with the reason, where there is none."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.torch]
+
+CONFIG = """
+name: gpu
+device: cuda
+slurm: {gpus_per_node: 1}
+data: {dataset: digits}
+model: {name: cnn, args: {channels: [16]}}
+batch: {global: 60}
+optim: {lr: 0.1, momentum: 0.9}
+train: {epochs: 5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_one_gpu_learns(tmp_path, monkeypatch, precision):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "gpu.yaml").write_text(CONFIG)
+    argv = [sys.executable, "-m", "hpctrain", "run", "gpu.yaml", f"precision={precision}"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "attempts/1/outcome.json").read_text())["accuracy"] > 0.9
+
+
+def test_a_second_rank_without_a_gpu_of_its_own_is_refused(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "gpu.yaml").write_text(CONFIG)
+    ranks = torch.cuda.device_count() + 1
+    argv = [sys.executable, "-m", "hpctrain", "run", "gpu.yaml", "slurm.gpus_per_node=8", "--ranks", str(ranks)]
+    argv += ["batch={per_rank: 10}"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 4
+    assert "was promised a GPU" in done.stderr
