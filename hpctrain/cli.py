@@ -94,7 +94,9 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
     """Submit CONFIG to Slurm, or to the background of this machine; print job id and run directory."""
     if dry_run and (follow or scheduler == "local"):
         other = "--follow" if follow else "--scheduler local"
-        raise UsageError(f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "give one")
+        raise UsageError(
+            f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "leave one of them out"
+        )
     loaded = _load(config, overrides)
     where = "slurm" if dry_run else _choose(scheduler)
     plan = _plan(loaded, where)

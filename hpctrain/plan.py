@@ -14,8 +14,8 @@ from hpctrain.errors import ConfigError
 
 _FROM = {
     "ranks": "slurm.nodes",
-    "global_batch": "batch",
-    "total_steps": "train",
+    "global_batch": "batch.per_rank",
+    "total_steps": "train.epochs",
     "warmup_steps": "optim.warmup",
     "decay_every_steps": "optim.decay_every",
     "eval_every_steps": "train.eval_every",

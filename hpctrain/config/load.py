@@ -106,7 +106,7 @@ def _bytes(path: Path) -> bytes:
     except IsADirectoryError:
         raise UsageError(f"{path}: a directory, not a config file", _others(path / "?")) from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", "see who may read it: ls -l") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", f"ls -l {path} shows who may") from None
 
 
 def _others(path: Path) -> str:

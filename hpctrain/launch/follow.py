@@ -142,7 +142,9 @@ def until_end(run: RunDir, *, rank: int = 0, attempt: int | None = None) -> None
         JobError: the run failed or was cancelled.
     """
     if attempt is not None:
-        raise UsageError("--follow goes with the newest attempt, --attempt is for one that has ended", "give one")
+        raise UsageError(
+            "--follow goes with the newest attempt, --attempt is for one that has ended", "leave one of them out"
+        )
     _check_rank(run, rank)
     follower, asked = Follower(run, rank=rank), 0.0
     row = status([run])[0]

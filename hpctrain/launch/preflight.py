@@ -30,7 +30,7 @@ def _files(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
         problems.append(loaded.problem("data.path", f"{data} is not there, or cannot be read"))
     if env.python is not None and env.container is None and not _is_program(env.python, on_slurm=on_slurm):
         there = "is no program that can be started" if "/" in env.python else "is no program on PATH"
-        problems.append(loaded.problem("env.python", f"{env.python} {there}"))
+        problems.append(loaded.problem("env.python", f"{env.python} {there}; give the path of a python, or none"))
     if not on_slurm:
         return problems
     if config.slurm.template is not None and not template(loaded).is_file():
@@ -65,7 +65,9 @@ def _cluster(loaded: Loaded, plan: Plan, partitions: Sequence[slurm.Partition]) 
         unknown = [name for name in asked.split(",") if name not in known]
         if unknown:
             return [
-                loaded.problem("slurm.partition", f"{unknown_partition(name, list(known))}; {_choices(partitions)}")
+                loaded.problem(
+                    "slurm.partition", f"{_sentence(unknown_partition(name, list(known)))} {_choices(partitions)}"
+                )
                 for name in unknown
             ]
         chosen = [known[name] for name in asked.split(",")]
@@ -109,6 +111,10 @@ def _limit_s(text: str) -> int | None:
 def _gpus(gres: str) -> int:
     """Count the GPUs in a node's resources, such as `gpu:a100:4(S:0-1),gpu:a30:2,nvme:1`."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text};"
 
 
 def _choices(partitions: Sequence[slurm.Partition]) -> str:

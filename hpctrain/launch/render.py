@@ -112,8 +112,8 @@ def fill(path: Path, values: Mapping[str, str]) -> str:
     for match in found:
         if match["braced"] not in values:
             line = text.count("\n", 0, match.start()) + 1
-            start = text[match.start() :].split("\n", 1)[0].split("}", 1)[0][:40]
-            raise UsageError(f"{path}:{line}: unknown place {start!r}", allowed)
+            rest = text[match.start() :].split("\n", 1)[0][:40]
+            raise UsageError(f"{path}:{line}: unknown place {rest[: rest.find('}') + 1] or rest!r}", allowed)
     missing = sorted(values.keys() - {match["braced"] for match in found})
     if missing:
         raise UsageError(

@@ -18,6 +18,7 @@ SUBMIT_TIMEOUT_S = 90
 """Slurm's clients give up a dead controller after about 10 s, or three times that with a backup controller."""
 ASK_TIMEOUT_S = 45
 
+_PERHAPS_QUEUED = "if squeue --me shows the job, end it: scancel ID; its run directory is gone"
 _SEPARATOR = "\x1f"  # the ASCII unit separator: no name, reason or host list holds it
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 _DROPPED = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
@@ -89,7 +90,7 @@ def call(argv: Sequence[str], *, timeout_s: float = ASK_TIMEOUT_S) -> "subproces
     except PermissionError:
         raise ClusterError(f"{argv[0]} may not be executed here") from None
     except subprocess.TimeoutExpired:
-        hint = "the job may be queued all the same: see squeue --me" if argv[0] == "sbatch" else "try again later"
+        hint = _PERHAPS_QUEUED if argv[0] == "sbatch" else "hpctrain doctor shows what answers; try again later"
         raise ClusterError(f"{argv[0]} did not answer in {timeout_s:g} s", hint) from None
 
 
@@ -106,7 +107,7 @@ def submit(script: Path) -> str:
     for line in reversed(done.stdout.splitlines()):
         if match := re.fullmatch(r"(\d+)(;\S*)?", line.strip()):
             return match[1]
-    raise ClusterError(f"sbatch answered without a job id: {done.stdout.strip()[:200]!r}", "see squeue --me")
+    raise ClusterError(f"sbatch answered without a job id: {done.stdout.strip()[:200]!r}", _PERHAPS_QUEUED)
 
 
 def _refusal(script: Path, stderr: str) -> ClusterError:

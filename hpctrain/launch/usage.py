@@ -24,13 +24,13 @@ def explain(error: click.ClickException) -> UsageError:
         return UsageError(f"{path} has no option {error.option_name}{meant}", f"{path} --help lists them")
     unknown = re.match(r"No such command '([^']*)'", error.message)
     if unknown is not None and isinstance(context.command, click.Group):
-        meant = _meant(unknown[1], context.command.list_commands(context))
-        return UsageError(f"{path} has no command {unknown[1]!r}{meant}", f"{path} --help lists them")
+        meant = _meant(unknown[1], context.command.list_commands(context), before=f"{path} ")
+        return UsageError(f"there is no command {path} {unknown[1]}{meant}", f"{path} --help lists them")
     message = error.format_message().rstrip(".")
     usage = " ".join(context.get_usage().split())
     return UsageError(f"{message[:1].lower()}{message[1:]}", f"{usage[:1].lower()}{usage[1:]}")
 
 
-def _meant(typed: str, known: list[str]) -> str:
+def _meant(typed: str, known: list[str], before: str = "") -> str:
     near = difflib.get_close_matches(typed, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {before}{near[0]}?" if near else ""

@@ -11,9 +11,17 @@ def sandbox() -> None:
 
 
 _nodes = click.option("--nodes", type=click.IntRange(1, 64), default=2, show_default=True)
-_gpus = click.option("--gpus-per-node", type=click.IntRange(0, 7), default=0, show_default=True, help="Fake GPUs.")
-_cpus = click.option("--cpus-per-node", type=click.IntRange(1, 1024), default=8, show_default=True)
+_gpus = click.option("--gpus-per-node", type=click.IntRange(0, 16), default=0, show_default=True, help="Fake GPUs.")
+_cpus = click.option("--cpus-per-node", type=click.IntRange(1, 256), default=8, show_default=True)
 _accounting = click.option("--accounting", is_flag=True, help="With slurmdbd and MariaDB, so that sacct works.")
+_partitions = click.option(
+    "--partition",
+    "partitions",
+    multiple=True,
+    default=("main",),
+    show_default=True,
+    help="Its partitions, for a config that names one.",
+)
 _network = click.option("--network", default="10.231.7", show_default=True, help="First three bytes of its addresses.")
 
 
@@ -23,7 +31,10 @@ _network = click.option("--network", default="10.231.7", show_default=True, help
 @_cpus
 @_accounting
 @_network
-def up(nodes: int, gpus_per_node: int, cpus_per_node: int, accounting: bool, network: str) -> None:
+@_partitions
+def up(
+    nodes: int, gpus_per_node: int, cpus_per_node: int, accounting: bool, network: str, partitions: tuple[str, ...]
+) -> None:
     """Start it; hpctrain's commands use it until `sandbox down`."""
     from hpctrain.sandbox import cluster
 
@@ -33,6 +44,7 @@ def up(nodes: int, gpus_per_node: int, cpus_per_node: int, accounting: bool, net
         cpus_per_node=cpus_per_node,
         accounting=accounting,
         network=network,
+        partitions=partitions,
     )
     print(f'export PATH="{box.bin}:$PATH"')
     print(
@@ -66,9 +78,16 @@ def sandbox_status() -> None:
 @_cpus
 @_accounting
 @_network
+@_partitions
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD [ARG]...")
 def sandbox_run(
-    nodes: int, gpus_per_node: int, cpus_per_node: int, accounting: bool, network: str, command: tuple[str, ...]
+    nodes: int,
+    gpus_per_node: int,
+    cpus_per_node: int,
+    accounting: bool,
+    network: str,
+    partitions: tuple[str, ...],
+    command: tuple[str, ...],
 ) -> None:
     """Start one, run CMD as on its login node, remove it; ends with CMD's exit code."""
     from hpctrain.sandbox import cluster
@@ -81,6 +100,7 @@ def sandbox_run(
             cpus_per_node=cpus_per_node,
             accounting=accounting,
             network=network,
+            partitions=partitions,
         )
     )
 

@@ -29,7 +29,7 @@ def sinfo(fake):
     [
         (["slurm.nodes=4", "slurm.gpus_per_node=4", "slurm.time=1-00"], []),
         (["slurm.partition=cpu", "slurm.nodes=90"], []),
-        (["slurm.partition=gup"], ["no partition 'gup'; did you mean 'gpu'?; slurm.partition=NAME, one of: gpu"]),
+        (["slurm.partition=gup"], ["no partition 'gup'; did you mean 'gpu'? slurm.partition=NAME, one of: gpu"]),
         (["slurm.nodes=5"], ["5 nodes are asked for, partition gpu has 4"]),
         (["slurm.time=1-00:00:01"], ["1-00:00:01 is asked for, partition gpu allows 1-00:00:00"]),
         (["slurm.partition=cpu", "slurm.time=0:30:01"], ["0:30:01 is asked for, partition cpu allows 30:00"]),

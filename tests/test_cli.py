@@ -1,0 +1,109 @@
+"""What users type is a contract: commands, flags and config keys change only together with these lists."""
+
+import subprocess
+import sys
+
+import click
+import msgspec
+import pytest
+
+from hpctrain.cli import cli
+from hpctrain.config.schema import CnnArgs, Config, Container, MlpArgs, SyntheticArgs
+
+COMMANDS = """
+cancel RUN...
+check CONFIG [key=value]... --ranks --scheduler
+doctor --json
+eject CONFIG [key=value]...
+list --json
+logs RUN --attempt --follow --rank
+run CONFIG [key=value]... --debug --ranks
+sandbox down
+sandbox node VERB NAME
+sandbox run -- CMD [ARG]... --accounting --cpus-per-node --gpus-per-node --network --nodes --partition
+sandbox status
+sandbox up --accounting --cpus-per-node --gpus-per-node --network --nodes --partition
+status [RUN]... --json
+submit CONFIG [key=value]... --dry-run --follow --scheduler
+"""
+
+KEYS = """
+name runs seed device precision command
+slurm.partition slurm.account slurm.qos slurm.nodes slurm.gpus_per_node slurm.ranks_per_node slurm.cpus_per_task
+slurm.time slurm.mem slurm.constraint slurm.gres slurm.exclude slurm.nodelist slurm.reservation slurm.dependency
+slurm.mail_type slurm.mail_user slurm.signal_s slurm.template
+env.modules env.venv env.container env.setup env.python
+dist.strategy dist.backend dist.launcher dist.ranks dist.interface dist.host_suffix dist.timeout
+data.dataset data.path data.samples data.args
+model.name model.args
+batch.global batch.per_rank batch.accumulate batch.tail
+optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
+optim.momentum optim.nesterov optim.weight_decay
+train.epochs train.steps train.eval_every
+checkpoint.every checkpoint.keep
+restart.preempted restart.time_limit restart.node_failure restart.rank_killed
+log.every log.samples
+"""
+
+
+def lines_of(group, prefix=""):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from lines_of(command, f"{prefix}{name} ")
+            continue
+        context = click.Context(command)
+        arguments = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
+        arguments = [text.split("}")[0].strip("{") if "|" in text else text for text in arguments]
+        flags = sorted(p.opts[-1] for p in command.params if isinstance(p, click.Option))
+        yield " ".join([f"{prefix}{name}", *arguments, *flags])
+
+
+def test_commands_and_flags():
+    found = [line.replace("crash|cut|join|up|kill-slurmd|start-slurmd", "VERB") for line in lines_of(cli)]
+    assert sorted(found) == COMMANDS.strip().splitlines()
+
+
+def keys_of(kind, prefix=""):
+    for field in msgspec.structs.fields(kind):
+        inner = [t for t in getattr(field.type, "__args__", (field.type,)) if hasattr(t, "__struct_fields__")]
+        sections = [t for t in inner if t.__module__ == "hpctrain.config.schema" and t is not Container]
+        if sections:
+            yield from keys_of(sections[0], f"{prefix}{field.encode_name}.")
+        else:
+            yield prefix + field.encode_name
+
+
+def test_config_keys():
+    assert sorted(keys_of(Config)) == sorted(KEYS.split())
+    assert sorted(keys_of(Container)) == ["image", "mounts", "runtime"]
+    assert [sorted(keys_of(kind)) for kind in (MlpArgs, CnnArgs, SyntheticArgs)] == [
+        ["hidden"],
+        ["channels", "hidden"],
+        ["classes", "shape"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["check", "c.yaml", "--scheduler", "local"], ["submit", "c.yaml", "--dry-run"]]
+)
+def test_no_command_of_the_login_node_imports_what_is_slow(tmp_path, command):
+    (tmp_path / "c.yaml").write_text(
+        "name: a\ndata: {dataset: digits}\nmodel: {name: mlp}\nbatch: {global: 60}\n"
+        "optim: {lr: 0.1}\ntrain: {epochs: 1}\n"
+    )
+    program = (
+        "import sys\n"
+        f"sys.argv = ['hpctrain', *{command!r}]\n"
+        "from hpctrain.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "print('MODULES', *sorted({m.partition('.')[0] for m in sys.modules}))\n"
+        "print('OURS', *sorted(m for m in sys.modules if m.startswith('hpctrain.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *_, modules, ours = done.stdout.splitlines()
+    slow = {"torch", "numpy", "safetensors", "dataclasses", "json", "asyncio", "multiprocessing", "jinja2", "pydantic"}
+    assert not slow & set(modules.split())
+    assert not {"hpctrain.sandbox.cluster", "hpctrain.launch.local", "hpctrain.train"} & set(ours.split())
+    if command == ["--help"]:
+        assert not {"msgspec", "yaml"} & set(modules.split())

@@ -1,0 +1,128 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpctrain import plan as planning
+from hpctrain.config.document import Place
+from hpctrain.config.load import Loaded, load
+from hpctrain.config.schema import Batch, Config, Data, Model, Optim, Train
+from hpctrain.errors import ConfigError
+from hpctrain.plan import Layout, Samples
+
+MNIST = """
+name: mnist
+slurm: {nodes: 2, ranks_per_node: 2}
+data: {dataset: mnist}
+model: {name: cnn}
+batch: {global: 128}
+optim: {lr: 0.1, base_batch: 64, warmup: 1 epoch, schedule: cosine}
+train: {epochs: 3}
+"""
+SIXTY = Samples(train=60000, test=10000, path="/data/mnist")
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    def make(*overrides, samples=SIXTY, layout=None, text=MNIST):
+        (tmp_path / "c.yaml").write_text(text)
+        loaded = load(tmp_path / "c.yaml", overrides)
+        return planning.make(loaded, layout or planning.layout_on_slurm(loaded), samples)
+
+    return make
+
+
+def test_the_numbers_of_a_plan(plan_of):
+    plan = plan_of()
+    assert (plan.ranks, plan.nodes, plan.ranks_per_node) == (4, 2, 2)
+    assert (plan.global_batch, plan.batch_per_rank, plan.accumulate) == (128, 32, 1)
+    assert (plan.lr_asked, plan.lr_used) == (0.1, 0.2)
+    assert (plan.steps_per_epoch, plan.total_steps, plan.warmup_steps) == (469, 1407, 469)
+    assert (plan.samples_per_rank, plan.checkpoint_every_steps) == (15000, 469)
+    assert (plan.device, plan.backend) == ("cpu", "gloo")
+
+
+def test_what_people_read(plan_of, tmp_path):
+    assert planning.describe(plan_of(), load(tmp_path / "c.yaml").config).splitlines() == [
+        "  ranks          4 = 2 nodes x 2, cpu, gloo",
+        "  global batch   128 = 32 per rank x 1 passes x 4 ranks",
+        "  learning rate  0.1 asked -> 0.2 used",
+        "  samples        60000 train, 10000 test; 15000 per rank and epoch",
+        "  steps          469 per epoch, 1407 in all, 469 of warm-up",
+        "  precision      fp32",
+    ]
+
+
+def test_a_batch_per_rank_grows_with_the_ranks_and_the_rate_with_it(plan_of):
+    plan = plan_of("batch.per_rank=32", "batch.accumulate=2", "slurm.nodes=4")
+    assert (plan.global_batch, plan.lr_used) == (32 * 2 * 8, pytest.approx(0.8))
+
+
+def test_the_tail_may_be_dropped(plan_of):
+    plan = plan_of("batch.tail=drop")
+    assert (plan.steps_per_epoch, plan.samples_per_rank) == (468, 468 * 32)
+
+
+def test_gpus_give_ranks_device_and_backend(plan_of):
+    plan = plan_of("slurm={nodes: 2, gpus_per_node: 4}")
+    assert (plan.ranks, plan.device, plan.backend) == (8, "cuda", "nccl")
+    assert plan_of("slurm={nodes: 2, gpus_per_node: 4}", "device=cpu").backend == "gloo"
+
+
+def test_uncounted_samples_leave_the_steps_open(plan_of, tmp_path):
+    plan = plan_of(samples=Samples())
+    assert (plan.total_steps, plan.global_batch) == (None, 128)
+    assert "unknown until counted" in planning.describe(plan, load(tmp_path / "c.yaml").config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["slurm.nodes=3"],
+            "c.yaml:6:17: a global batch of 128 cannot be split evenly over 6 ranks x 1 passes; use batch.global=126",
+        ),
+        (["batch.global=2"], "use batch.global=4"),
+        (["dist.ranks=3"], "command line: dist.ranks=3: 3 ranks are asked for, but slurm gives 2 nodes x 2 = 4"),
+        (["dist.backend=nccl"], "nccl needs GPUs, but the device is cpu"),
+        (["slurm={nodes: 1, gpus_per_node: 2, ranks_per_node: 4}"], "4 ranks share 2 GPUs of a node"),
+        (["batch={global: 60004, tail: drop}"], "is larger than the 60000 training samples, and tail: drop leaves"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named_with_their_place(plan_of, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        plan_of(*overrides)
+    assert message in str(caught.value)
+
+
+def test_a_command_needs_no_numbers(plan_of):
+    plan = plan_of(text="name: a\ncommand: [python, x.py]\n", samples=Samples())
+    assert (plan.ranks, plan.global_batch, plan.total_steps) == (1, None, None)
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), st.integers(1, 64), st.integers(1, 10**7), st.booleans()
+)
+def test_every_sample_of_an_epoch_is_in_exactly_one_step(nodes, per_node, accumulate, per_rank, samples, drop):
+    loaded = loaded_of(per_rank=per_rank, accumulate=accumulate, tail="drop" if drop else "keep")
+    layout = Layout(nodes=nodes, ranks_per_node=per_node)
+    try:
+        plan = planning.make(loaded, layout, Samples(train=samples, test=1))
+    except ConfigError:
+        assert drop
+        assert samples < nodes * per_node * accumulate * per_rank
+        return
+    assert plan.global_batch == nodes * per_node * accumulate * per_rank
+    full, rest = divmod(samples, plan.global_batch)
+    assert plan.steps_per_epoch == full + (0 if drop else rest > 0)
+
+
+def loaded_of(**batch):
+    config = Config(
+        name="a",
+        data=Data(dataset="mnist"),
+        model=Model(name="mlp"),
+        batch=Batch(**batch),
+        optim=Optim(lr=0.1),
+        train=Train(epochs=1),
+    )
+    return Loaded(config, {}, Place("c.yaml", 1, 1))
