@@ -151,8 +151,7 @@ class Project:
 
     def call(self, *argv: str) -> subprocess.CompletedProcess[str]:
         command = [*self.prefix, sys.executable, "-m", "hpctrain", *argv]
-        options = {"cwd": self.path, "env": self.env, "capture_output": True, "timeout": 120}
-        return subprocess.run(command, text=True, check=False, **options)
+        return subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, check=False)
 
     def file(self, name: str, content: str | bytes = "") -> Path:
         path = self.path / name

@@ -42,7 +42,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Slurm(Struct, frozen=True, kw_only=True):
-    """What is asked of Slurm; without Slurm only `ranks_per_node` and `gpus_per_node` count."""
+    """What is asked of Slurm; without Slurm only `ranks_per_node`, `gpus_per_node` and `cpus_per_task` count."""
 
     partition: Words | None = None
     """Partition to queue in; the cluster's default if absent."""
@@ -57,7 +57,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
     ranks_per_node: Positive | None = None
     """Ranks (processes) on each node; `gpus_per_node` if absent, else 1."""
     cpus_per_task: Positive | None = None
-    """CPUs of each rank; the ranks check that their CPU mask holds as many."""
+    """CPUs of each rank, and threads of its arithmetic on CPUs (1 if absent); the ranks check their CPU masks."""
     time: Time | None = None
     """Time limit of one attempt, as HH:MM:SS or D-HH:MM:SS; the partition's default if absent."""
     mem: Memory | None = None

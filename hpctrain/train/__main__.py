@@ -43,9 +43,12 @@ def main() -> None:
             _log_to_files(run, attempt, world.rank)
         _die_with_supervisor()
         _run_rank(run, attempt, world, debug=debug)
-    except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
-            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not `return`: now and then a thread of torch's native code outlives the interpreter and aborts the process,
+        # which a launcher would take for a failure.
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it must be recorded before the process ends
         _leave(error, run, attempt, world, debug=debug)
 
 

@@ -34,8 +34,9 @@ def run(
         HpctrainError: whatever the loop finds.
     """
     device = _device(plan, world)
-    # more threads than cores run several times slower, and the ranks of a node share its cores
-    torch.set_num_threads(config.slurm.cpus_per_task or max(len(os.sched_getaffinity(0)) // world.local_size, 1))
+    # More threads than cores run several times slower, and another number of threads sums in another order: so the
+    # config alone decides, not the machine.
+    torch.set_num_threads(config.slurm.cpus_per_task or 1)
     comm = connect(
         plan,
         world,

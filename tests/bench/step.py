@@ -93,7 +93,7 @@ def by_hand(work: Path, model: str, ranks: int) -> float:
     for rank in started[1:]:
         rank.communicate()
     seconds = [float(line.split()[2]) for line in out.splitlines()][1:]
-    return statistics.median(seconds) / INTERVAL * 1e6
+    return float(statistics.median(seconds) / INTERVAL * 1e6)
 
 
 def by_hpctrain(work: Path, model: str, ranks: int) -> float:
@@ -104,7 +104,7 @@ def by_hpctrain(work: Path, model: str, ranks: int) -> float:
     [metrics] = (work / "runs").glob("*/attempts/1/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rates = [row["samples_per_s"] for row in rows if row["split"] == "train"][1:]
-    return 128 / statistics.median(rates) * 1e6
+    return float(128 / statistics.median(rates) * 1e6)
 
 
 def main() -> None:

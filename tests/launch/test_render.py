@@ -207,7 +207,7 @@ def test_an_unknown_place_is_named_with_its_line(tmp_path):
     site.write_text("#!/bin/bash\necho user@host ${array[@]} @@{x}\n@{wat}\n")
     with pytest.raises(UsageError) as caught:
         fill(site, {"x": "1", "run": "2"})
-    assert str(caught.value) == f"{site}:3: unknown place '@{{wat'\n  places are @{{run}}, @{{x}}"
+    assert str(caught.value) == f"{site}:3: unknown place '@{{wat}}'\n  places are @{{run}}, @{{x}}"
 
 
 def test_a_missing_place_is_named(tmp_path):

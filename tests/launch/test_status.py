@@ -202,7 +202,7 @@ def test_what_is_not_found_says_what_may_be_meant(new, tmp_path):
     new(name="resnet")
     with pytest.raises(UsageError, match=r"(?s)no run 'restnet' in .*did you mean 'resnet'\?"):
         find("restnet", [tmp_path / "runs", tmp_path / "nowhere"])
-    with pytest.raises(UsageError, match="no run directory"):
+    with pytest.raises(UsageError, match="is no directory"):
         find("./nowhere", [])
 
 
