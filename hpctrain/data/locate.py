@@ -49,6 +49,10 @@ def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
     return Samples(train=_capped(data, counts["train"]), test=counts["test"], path=str(directory))
 
 
+def _absolute(path: str) -> Path:
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - a Path raises where there is no such user
+
+
 def idx_file(directory: Path, stem: str) -> Path:
     """Return the IDX file of a name: as it stands, with '.' before `idx` (as some mirrors spell it), or either .gz.
 
@@ -89,9 +93,9 @@ def header_length(dimensions: int) -> int:
 
 def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
     if data.path is not None:
-        directory = Path(data.path).expanduser().absolute()
+        directory = _absolute(data.path)
     elif env.get("HPCTRAIN_DATA"):
-        directory = Path(env["HPCTRAIN_DATA"]).expanduser().absolute() / "mnist"
+        directory = _absolute(env["HPCTRAIN_DATA"]) / "mnist"
     else:
         raise UsageError(
             "data.path: where MNIST lies is not said, and HPCTRAIN_DATA is not set",

@@ -70,14 +70,16 @@ def find(ref: str, roots: Sequence[Path]) -> RunDir:
         if ref not in {"", ".", ".."} and (root / ref).is_dir():
             return RunDir.open(root / ref)
     runs = listing(roots)
-    named = [run for run in runs if name_of(run) == ref]
-    if named:
-        return named[-1]
-    owners = [run for run in runs if ref in _job_ids(run)]
-    if len(owners) > 1:
-        raise UsageError(f"job {ref} belongs to several runs", f"give one of {', '.join(run.name for run in owners)}")
-    if owners:
-        return owners[0]
+    for near in (listing(roots[:1]), runs):  # a name is that of a run here, before that of a newer one elsewhere
+        if called := [run for run in near if name_of(run) == ref]:
+            return called[-1]
+    for near in (listing(roots[:1]), runs):
+        owners = [run for run in near if ref in _job_ids(run)]
+        if len(owners) > 1:
+            named = ", ".join(run.name for run in owners)
+            raise UsageError(f"job {ref} belongs to several runs", f"give one of {named}")
+        if owners:
+            return owners[0]
     raise _nothing_found(ref, runs, roots)
 
 

@@ -10,8 +10,6 @@ import hashlib
 import os
 import signal
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import msgspec
@@ -19,14 +17,13 @@ import msgspec
 from hpctrain import plan as planning
 from hpctrain.config.load import Loaded, load
 from hpctrain.dist import interface
-from hpctrain.errors import HpctrainError, JobError, UsageError, WorldError
+from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir, changed_since, publish_first, read_json
+from hpctrain.rundir import RunDir, changed_since, read_json
 from hpctrain.train import proof
+from hpctrain.train.leave import leave
 from hpctrain.train.stop import Stop
 from hpctrain.world import World, from_env
-
-_ECHO_S = 30.0
 
 
 def main() -> None:
@@ -49,7 +46,7 @@ def main() -> None:
         # which a launcher would take for a failure.
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must be recorded before the process ends
-        _leave(error, run, attempt, world, debug=debug)
+        leave(error, run, attempt, world, debug=debug)
 
 
 def _argument() -> str:
@@ -183,54 +180,6 @@ def _die_with_supervisor() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != int(os.environ["HPCTRAIN_SUPERVISOR"]):
             raise JobError("the supervisor of this rank is gone")
-
-
-def _lost_a_peer(error: BaseException) -> bool:
-    """Say whether this is what a collective raises on the ranks that are left when another one has gone."""
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error)
-        for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
-    )
-
-
-def _let_the_cause_be_known() -> None:
-    """Wait for the end that is due to the rank that failed first: this rank's error is only its echo.
-
-    The launcher ends all ranks as soon as it notices, which is at once; if it never does, this rank reports its own.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    time.sleep(_ECHO_S)
-
-
-def _leave(error: BaseException, run: RunDir | None, attempt: int, world: World | None, *, debug: bool) -> None:
-    """Write what happened where people look, then end at once: tearing down a process group can hang."""
-    cause = "error"
-    if isinstance(error, HpctrainError):
-        code, message = error.exit_code, str(error)
-        print(f"hpctrain: {message}", file=sys.stderr)
-    else:
-        code, message = 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        traceback.print_exception(error)
-        sys.stderr.flush()
-        if _lost_a_peer(error):
-            cause = "rank_killed"
-            _let_the_cause_be_known()
-    if debug and not isinstance(error, HpctrainError | KeyboardInterrupt) and sys.stdin.isatty():
-        import pdb  # noqa: T100 - that is what --debug is for
-
-        pdb.post_mortem(error.__traceback__)
-    if run is not None and attempt and run.attempt(attempt).is_dir():
-        record = {"verdict": "failed", "cause": cause, "message": message[:4000], "exit_code": code}
-        if world is not None:
-            record |= {"rank": world.rank, "host": world.host}
-        try:
-            publish_first(run.outcome(attempt), msgspec.json.encode(record))
-        except OSError as failure:  # a full disk must not hide the error itself, which is in the log by now
-            print(f"hpctrain: the outcome could not be written: {failure}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -206,10 +206,17 @@ def test_what_is_not_found_says_what_may_be_meant(new, tmp_path):
         find("./nowhere", [])
 
 
+def test_a_run_here_comes_before_a_newer_one_elsewhere(new, tmp_path):
+    here, elsewhere = new(job_id="7"), new(job_id="7", root=tmp_path / "others")
+    roots = [tmp_path / "runs", tmp_path / "others"]
+    assert [find(ref, roots).path for ref in ("net", "7")] == [here.path] * 2
+    assert [find(ref, roots[::-1]).path for ref in ("net", "7")] == [elsewhere.path] * 2
+
+
 def test_a_job_id_of_several_runs_is_ambiguous(new, tmp_path):
-    runs = [new(job_id="7"), new(job_id="7", root=tmp_path / "others")]
+    runs = [new(job_id="7"), new(job_id="7")]
     with pytest.raises(UsageError, match="several runs") as caught:
-        find("7", [tmp_path / "runs", tmp_path / "others"])
+        find("7", [tmp_path / "runs"])
     assert all(run.name in str(caught.value) for run in runs)
 
 
