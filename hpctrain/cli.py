@@ -111,7 +111,7 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
 
     _preflight(loaded, plan, where)
     run = submission.freeze(loaded, plan, argv=sys.argv)
-    _show(loaded, plan)
+    _show(loaded, plan, where)
     job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
     print(f"job {job_id}\nrun {run.path}", flush=True)
     if follow:
@@ -137,7 +137,7 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
 
     _preflight(loaded, plan, "local")
     directory = submission.freeze(loaded, plan, argv=sys.argv)
-    _show(loaded, plan)
+    _show(loaded, plan, "local")
     print(f"run {directory.path}", file=sys.stderr, flush=True)
     submission.record_local(directory, os.getpid())
     if debug:
@@ -254,10 +254,15 @@ def _print(rows: list[_Row], table: Callable[[list[_Row]], str], *, as_json: boo
     print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode() if as_json else table(rows))
 
 
-def _show(loaded: "Loaded", plan: "Plan") -> None:
+def _show(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
     from hpctrain.plan import describe
 
     print(describe(plan, loaded.config), file=sys.stderr)
+    env = loaded.config.env
+    unused = [key for key in ("modules", "venv", "container", "setup") if getattr(env, key)]
+    if where == "local" and unused:
+        keys = ", ".join(f"env.{key}" for key in unused)
+        print(f"hpctrain: {keys} set up Slurm jobs; here {env.python or sys.executable} runs as it is", file=sys.stderr)
 
 
 def _preflight(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:

@@ -55,7 +55,7 @@ class RunDir:
             )
         stamp = time.strftime("%m%d-%H%M%S")
         run = cls(root / f"{name}-{stamp}-{secrets.token_hex(2)}")
-        run._made = tuple(folder for folder in (root, *root.parents) if not folder.exists())
+        run._made = tuple(folder for folder in (root, *root.parents) if not os.path.exists(folder))  # noqa: PTH110 - a Path raises where it may not look
         try:
             root.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700)
@@ -90,7 +90,8 @@ class RunDir:
                 "hpctrain list shows yours",
             ) from None
         except OSError:
-            why = "is no run directory: it has no config.yaml" if path.is_dir() else "is no directory"
+            is_directory = os.path.isdir(path)  # noqa: PTH112 - a Path raises where a name is too long
+            why = "is no run directory: it has no config.yaml" if is_directory else "is no directory"
             raise UsageError(f"{path} {why}", "hpctrain list shows the runs") from None
         return run
 
@@ -185,19 +186,13 @@ class RunDir:
 
 def publish(path: Path, content: bytes) -> None:
     """Write a file of mode 0600 so that a reader sees all of it or none, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = _write_beside(path, content)
     temporary.replace(path)
 
 
 def publish_first(path: Path, content: bytes) -> bool:
     """Publish a file unless it is there already; say whether this call made it. The first of many ranks wins."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.first")
-    publish(temporary, content)
+    temporary = _write_beside(path, content)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -205,6 +200,21 @@ def publish_first(path: Path, content: bytes) -> bool:
     finally:
         temporary.unlink()
     return True
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    # a random name: processes of several nodes may have the same id, and all write an outcome at once
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk gets no fuller by what was not finished
+        temporary.unlink()
+        raise
+    return temporary
 
 
 def sums_of(root: Path) -> str:
@@ -241,7 +251,7 @@ def _roots_file() -> Path:
 def _noted_roots() -> list[Path]:
     try:
         return [Path(line) for line in _roots_file().read_text().splitlines()]
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home at all
         return []
 
 
@@ -252,14 +262,14 @@ def remember_root(root: Path) -> None:
             _roots_file().parent.mkdir(parents=True, exist_ok=True)
             with _roots_file().open("a") as file:
                 file.write(f"{root}\n")
-        except OSError:  # a read-only home costs the short way to a run, not the run
+        except (OSError, RuntimeError):  # a read-only home, or none, costs the short way to a run, not the run
             return
 
 
 def known_roots() -> list[Path]:
     """Return the directories in which runs were made, `./runs` first, those that still exist."""
     roots = dict.fromkeys([Path("runs").absolute(), *_noted_roots()])
-    return [root for root in roots if root.is_dir()]
+    return [root for root in roots if os.path.isdir(root)]  # noqa: PTH112 - a Path raises where it may not look
 
 
 def read_json(path: Path) -> dict[str, Any]:

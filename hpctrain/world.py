@@ -5,7 +5,8 @@ Launchers are tried in this order, because an inner one inherits the variables o
 1. torchrun and hpctrain's own supervisor: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
 2. Open MPI: OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}
 3. MPICH and Intel MPI (hydra): PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
-4. a Slurm step: SLURM_STEP_ID with SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID
+4. a Slurm step: SLURM_STEP_ID with SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID. Where the site's MpiDefault is
+   pmi2 its tasks have PMI_RANK, too, but never hydra's MPI_LOCALRANKID
 5. none of them: a single process. An interactive allocation without a step is one, too.
 """
 
@@ -63,10 +64,13 @@ def from_env(env: Mapping[str, str] = os.environ) -> World:
         WorldError: a launcher's variables are set in part, are no numbers or contradict each other; the message lists
             what is set.
     """
+    in_step = env.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in env
     for launcher, names in _LAUNCHERS.items():
+        if launcher == "hydra" and in_step and "MPI_LOCALRANKID" not in env:
+            continue
         if any(mark in env for mark in _MARKS[launcher]):
             return _read(env, launcher, names)
-    if env.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in env:
+    if in_step:
         tasks = _tasks_here(env)
         return _read({**env, "SLURM_TASKS_HERE": tasks} if tasks else env, "srun", (
             "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_TASKS_HERE",

@@ -68,13 +68,24 @@ def test_publishing_replaces_a_file_whole_and_leaves_nothing_beside_it(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_publishing_does_not_follow_a_link(tmp_path):
+def test_publishing_does_not_follow_a_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / f".a.json.{os.getpid()}").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic link"):
+    monkeypatch.setattr(os, "urandom", bytes)
+    (tmp_path / f".a.json.{bytes(6).hex()}").symlink_to(victim)
+    with pytest.raises(FileExistsError):
         publish(tmp_path / "a.json", b"x")
     assert victim.read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(tmp_path / "a.json", b"x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_outcome_stays(tmp_path):
@@ -119,3 +130,13 @@ def test_a_home_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     remember_root(Path("/somewhere"))
+
+
+def test_a_user_without_a_home_costs_nothing(tmp_path, monkeypatch):
+    def homeless(_path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.chdir(tmp_path)
+    remember_root(Path("/somewhere"))
+    assert known_roots() == []

@@ -44,6 +44,14 @@ def test_an_inner_launcher_wins_over_the_slurm_step_around_it():
     assert from_env({**SLURM, "SLURM_PROCID": "1", **TORCHRUN}).launcher == "torchrun"
 
 
+def test_the_pmi2_variables_of_a_slurm_step_do_not_pass_for_another_launcher():
+    pmi2 = {"PMI_FD": "11", "PMI_JOBID": "7.0", "PMI_RANK": "3", "PMI_SIZE": "4"}
+    assert from_env({**SLURM, **pmi2}).launcher == "srun"
+    with pytest.raises(WorldError, match="half set"):
+        from_env(pmi2)
+    assert from_env({**SLURM, "SLURM_PROCID": "1", **HYDRA}).rank == 3
+
+
 def test_an_allocation_without_a_step_is_a_single_process():
     batch = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
     world = from_env(batch)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from hpctrain.config.schema import CnnArgs, Config, Data, Model, SyntheticArgs, arguments
+from hpctrain.config.texts import seconds
 
 NEEDED = {
     "model": "name it, such as model: {name: mlp}",
@@ -98,18 +99,11 @@ def _slurm(config: Config) -> Found:
             yield "slurm.gres", "asks for GPUs, as gpus_per_node does; give one of them"
         elif config.command is None and config.device == "auto":
             yield "slurm.gres", "asks for GPUs, but device: auto looks at gpus_per_node; give that, or device: cuda"
-    limit = _seconds(slurm.time) if slurm.time is not None else None
+    limit = seconds(slurm.time) if slurm.time is not None else None
     if limit == 0:
         yield "slurm.time", "must be longer than 0, which Slurm takes for no limit"
     elif limit is not None and slurm.signal_s is not None and slurm.signal_s >= limit:
         yield "slurm.signal_s", f"{slurm.signal_s} s before the end is before the start; time is {limit} s"
-
-
-def _seconds(time: str) -> int:
-    """Return the seconds of D-HH[:MM[:SS]] or HH:MM:SS."""
-    days, _, clock = time.rpartition("-")
-    hours, minutes, seconds, *_ = *(int(part) for part in clock.split(":")), 0, 0
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _env(config: Config) -> Found:

@@ -41,11 +41,6 @@ def apply(root: Section, overrides: Sequence[str]) -> tuple[Section, list[Proble
     return changed, problems
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Say whether one dotted key is the other, or lies in it."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
 def _value(text: str, place: Place, problems: list[Problem]) -> Node:
     """Read the value of an override: a list, a section or quotes as YAML writes them in one line, else plain text.
 

@@ -79,8 +79,9 @@ class Slurm(Struct, frozen=True, kw_only=True):
     mail_user: Mail | None = None
     """Address for these mails."""
     signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """Seconds before the time limit at which the ranks are told to save and stop; 120 if a time is given, else
-    none. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is given."""
+    """Seconds before the time limit at which the ranks are told to save and stop; if absent: 120, or a quarter of
+    `time` where that is less; none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing
+    is sent unless this is given."""
     template: Path | None = None
     """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
 
@@ -97,7 +98,7 @@ class Container(Struct, frozen=True, kw_only=True):
 
 
 class Env(Struct, frozen=True, kw_only=True):
-    """The software environment of the job."""
+    """The software environment of a Slurm job; without Slurm only `python` counts."""
 
     modules: tuple[Module, ...] = ()
     """Modules to load, in this order, after `module purge`; none: the module system is left alone."""
@@ -245,7 +246,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 
 class Restart(Struct, frozen=True, kw_only=True):
-    """How many attempts may end by each cause before the run ends as failed; a user's error never restarts."""
+    """How often the run is started again after each cause, before it ends as failed; never after a user's error."""
 
     preempted: Count = 1000
     """Told to stop by TERM: preempted, or drained by the site."""

@@ -1,7 +1,7 @@
 """The types of scalars in the config: numbers with their bounds, and texts with the pattern that they must `fullmatch`.
 
-Text that reaches a `#SBATCH` line is confined by the `pattern` of its field (`fullmatch`), because sbatch's
-own lexer is not a shell and no quoting is safe there (docs/decisions.md).
+Text that reaches a `#SBATCH` line is confined by the `pattern` of its field, because sbatch's own lexer is no shell and
+no quoting is safe there.
 """
 
 from typing import Annotated
@@ -58,3 +58,11 @@ Image = Annotated[str, _text(r"[A-Za-z0-9/.~][^\x00-\x20\x7f]{0,1023}", "a path 
 Function = Annotated[
     str, _text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "the user's own as package.module:function")
 ]
+
+
+def seconds(time: str) -> int:
+    """Read a `Time`: HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, rest = parts + [0] * (3 - len(parts))
+    return (int(days) * 86400 if dash else 0) + hours * 3600 + minutes * 60 + rest

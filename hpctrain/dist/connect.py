@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from hpctrain.dist.comm import Comm
 from hpctrain.dist.ddp import Ddp
+from hpctrain.dist.interface import VARIABLES
 from hpctrain.dist.single import Single
 from hpctrain.errors import WorldError
 from hpctrain.plan import Plan
@@ -32,7 +33,7 @@ def connect(
         store: host and port at which rank 0 listens; None only for a single rank.
         listen_fd: on rank 0 the descriptor of the socket that is already bound to that port and listens; taken over
             here. So no port is ever guessed, and no stranger's store is joined by mistake.
-        interface: one concrete network interface for collectives (Gloo and NCCL); None: what the environment says.
+        interface: one concrete network interface for those of Gloo and NCCL for which the environment names none.
         device: this rank's device.
         timeout_s: how long a rank waits for the others, now and in each collective.
 
@@ -48,7 +49,8 @@ def connect(
     if store is None:
         raise AssertionError("more than one rank needs the address of rank 0")
     if interface is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+        for name in VARIABLES:
+            os.environ.setdefault(name, interface)
     host, port = store
     timeout = timedelta(seconds=timeout_s)
     try:

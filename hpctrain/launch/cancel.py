@@ -21,23 +21,24 @@ def cancel(run: RunDir) -> str:
     """Cancel a run and wait until nothing of it runs any more; return a sentence about what was done.
 
     Raises:
-        UsageError: it runs on another machine, or was never submitted.
+        UsageError: it runs on another machine.
         ClusterError: it still runs after a minute.
     """
     row = status([run])[0]
     if row["state"] in FINAL:
         return f"{run.name} has ended already: {row['state']}"
-    job = read_json(run.job)
-    if job.get("scheduler") == "local" and job.get("host") != platform.node():
-        raise UsageError(f"{run.name} runs on {job.get('host')}, not here", f"type hpctrain cancel there: {run.path}")
-    publish(run.job, msgspec.json.encode(job | {"cancelled": True}))
-    if job.get("scheduler") == "local":
+    job, job_id = read_json(run.job), str(row["job_id"])
+    # a run that was made here may be queued by hand later: then its job is Slurm's, whatever job.json says
+    is_local = job_id.startswith("local-")
+    if is_local and job.get("host") != platform.node():
+        raise UsageError(f"{run.name} runs on {job.get('host')}, not here", f"type there: hpctrain cancel {run.path}")
+    publish(run.job, msgspec.json.encode(job | {"cancelled": job_id}))
+    if is_local:
         pid = int(job["pid"])
         if is_alive(pid, job.get("pid_start")):
             os.kill(pid, signal.SIGTERM)
         _await(run, lambda: not is_alive(pid, job.get("pid_start")))
     else:
-        job_id = str(row["job_id"])
         slurm.cancel(job_id)
         _await(run, lambda: status([run])[0]["state"] in FINAL)
     return f"{run.name} is cancelled"

@@ -6,7 +6,6 @@
 
 import os
 import platform
-import select
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, publish_first, read_json
 
 _KILL_WAIT_S = 5.0  # what Slurm would give, more or less: a rank in the middle of its save needs some
+_WATCH_S = 0.1
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -132,8 +132,11 @@ def debug(run: RunDir, config: Config) -> int:
         "started": time.time(),
     })  # fmt: skip
     env = rank_environment(run, number, 0, 1, os.environ) | {"HPCTRAIN_DEBUG": "1"}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the debugger and the rank
-    code = subprocess.call([_python(config), "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with subprocess.Popen([_python(config), "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env) as rank:
+        # Ctrl-C is for the debugger and the rank; set only now, because the rank would inherit what is ignored
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = rank.wait()
     outcome = outcome_of(code, is_command=config.command is not None, rank=0)
     publish_first(run.outcome(number), msgspec.json.encode(outcome))
     return 4 if code else 0
@@ -146,26 +149,25 @@ def _python(config: Config) -> str:
 
 
 def _first_failure(ranks: list[subprocess.Popen[bytes]], watch: Callable[[], None]) -> tuple[int, int]:
-    """Wait until all ranks ended or one failed; that one and its code come back at once, as `srun -K` does it."""
-    poll = select.poll()
-    waiting = {}
-    for number, rank in enumerate(ranks):
-        descriptor = os.pidfd_open(rank.pid)
-        poll.register(descriptor, select.POLLIN)
-        waiting[descriptor] = number
+    """Wait until all ranks ended or one failed; that one and its code come back at once, as `srun -K` does it.
+
+    Not by `os.pidfd_open`, which kernels before 5.3 lack, and interpreters that were built on old systems.
+    """
+    waiting = dict(enumerate(ranks))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        while waiting:
-            for descriptor, _ in poll.poll(100):
-                poll.unregister(descriptor)
-                os.close(descriptor)
-                number = waiting.pop(descriptor)
-                if code := ranks[number].wait():
-                    return number, code
+        while True:
+            for number, rank in list(waiting.items()):
+                if (code := rank.poll()) is not None:
+                    del waiting[number]
+                    if code:
+                        return number, code
+            if not waiting:
+                return 0, 0
+            signal.sigtimedwait({signal.SIGCHLD}, _WATCH_S)
             watch()
     finally:
-        for descriptor in waiting:
-            os.close(descriptor)
-    return 0, 0
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main() -> None:

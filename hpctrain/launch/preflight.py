@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpctrain.config.load import Loaded
+from hpctrain.config.texts import seconds
 from hpctrain.launch import slurm
 from hpctrain.launch.refusal import unknown_partition
-from hpctrain.launch.render import absolute, image, seconds, template
+from hpctrain.launch.render import absolute, image, template
 from hpctrain.plan import Plan
 
 

@@ -20,6 +20,7 @@ import msgspec
 
 from hpctrain.config.load import Loaded
 from hpctrain.config.schema import Config, Container, Restart, Slurm
+from hpctrain.config.texts import seconds
 from hpctrain.errors import ConfigError, UsageError
 from hpctrain.plan import Plan
 from hpctrain.rundir import SAFE_PATH, RunDir
@@ -185,14 +186,6 @@ def _signal_s(config: Config) -> int | None:
     if slurm.time is None or config.command is not None:
         return None
     return max(1, min(_DEFAULT_SIGNAL_S, seconds(slurm.time) // 4))
-
-
-def seconds(time: str) -> int:
-    """Read a time limit as the schema allows it: HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
-    days, dash, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    hours, minutes, rest = parts + [0] * (3 - len(parts))
-    return (int(days) * 86400 if dash else 0) + hours * 3600 + minutes * 60 + rest
 
 
 def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:

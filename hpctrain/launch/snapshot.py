@@ -25,7 +25,7 @@ def take(config: Config, project: Path, code: Path) -> list[str]:
     """Copy the project's files and the hpctrain package to `code`; return the names that were left out as secrets.
 
     In a git repository these are the files that git tracks or would track, below the working directory. Elsewhere
-    files are copied only if the config names code of the user's own.
+    files are copied only if the config names code of the user's own. Run directories are never copied.
 
     Raises:
         UsageError: they are more than 50 MiB, or one cannot be read.
@@ -34,6 +34,9 @@ def take(config: Config, project: Path, code: Path) -> list[str]:
     names = _tracked(project)
     if names is None:
         names = _walked(project) if uses_own_code(config) else []
+    else:
+        runs: dict[Path, bool] = {}
+        names = [name for name in names if not _in_run(project, Path(name).parent, runs)]
     hidden = [name for name in names if any(fnmatch.fnmatch(os.path.basename(name), secret) for secret in SECRETS)]  # noqa: PTH119
     _copy(project, [name for name in names if name not in set(hidden)], code)
     package = Path(hpctrain.__file__).parent
@@ -57,7 +60,12 @@ def revision(project: Path) -> dict[str, str | bool]:
 def _git(project: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(project), *arguments], capture_output=True, text=True, timeout=60, check=False
+            ["git", "-C", str(project), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # names of files are bytes
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -78,10 +86,21 @@ def _walked(project: Path) -> list[str]:
             if not name.startswith(".")
             and name not in _SKIPPED_FOLDERS
             and not (Path(folder) / name / "pyvenv.cfg").exists()
-            and not (Path(folder) / name / "plan.json").exists()  # a run directory
+            and not _is_run(Path(folder) / name)
         ]
         names += [os.path.relpath(os.path.join(folder, name), project) for name in files]  # noqa: PTH118
     return names
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "plan.json").exists()
+
+
+def _in_run(project: Path, folder: Path, known: dict[Path, bool]) -> bool:
+    """Say whether a folder below the project is a run directory, or lies in one; `known` keeps the answers."""
+    if folder not in known:
+        known[folder] = folder != Path() and (_is_run(project / folder) or _in_run(project, folder.parent, known))
+    return known[folder]
 
 
 def _copy(project: Path, names: list[str], code: Path) -> None:

@@ -35,6 +35,10 @@ _CAUSES = {
 
 def listing(roots: Iterable[Path]) -> list[RunDir]:
     """Return the runs below the roots, the newest last; what cannot be read is left out."""
+    return _since(roots, 0.0)
+
+
+def _since(roots: Iterable[Path], oldest_s: float) -> list[RunDir]:
     found: dict[Path, float] = {}
     for root in roots:
         try:
@@ -43,9 +47,11 @@ def listing(roots: Iterable[Path]) -> list[RunDir]:
             continue
         for path in directories:
             try:
-                found[path.absolute()] = (path / "config.yaml").stat().st_mtime
+                made_s = (path / "config.yaml").stat().st_mtime
             except OSError:  # no run, or another user's
                 continue
+            if made_s >= oldest_s:
+                found[path.absolute()] = made_s
     return [RunDir(path) for path in sorted(found, key=lambda path: (found[path], path.name))]
 
 
@@ -53,8 +59,7 @@ def recent(roots: Iterable[Path]) -> list[RunDir]:
     """Return the runs of the last day, the newest last."""
     import time
 
-    since = time.time() - _DAY_S
-    return [run for run in listing(roots) if run.config.stat().st_mtime > since]
+    return _since(roots, time.time() - _DAY_S)
 
 
 def find(ref: str, roots: Sequence[Path]) -> RunDir:
@@ -67,7 +72,7 @@ def find(ref: str, roots: Sequence[Path]) -> RunDir:
     if "/" in ref or os.path.isfile(path / "config.yaml"):  # noqa: PTH113 - a Path raises where it may not look
         return RunDir.open(path)
     for root in roots:
-        if ref not in {"", ".", ".."} and (root / ref).is_dir():
+        if ref not in {"", ".", ".."} and os.path.isdir(root / ref):  # noqa: PTH112 - the same
             return RunDir.open(root / ref)
     runs = listing(roots)
     for near in (listing(roots[:1]), runs):  # a name is that of a run here, before that of a newer one elsewhere
@@ -183,15 +188,23 @@ def _state(facts: _Facts, job: slurm.Job | None, unanswered: str) -> tuple[State
     if _is_completed(facts):
         return "COMPLETED", ""
     if facts.scheduler != "slurm":
-        if is_alive(int(facts.job.get("pid", 0)), facts.job.get("pid_start")):
-            return "RUNNING", ""
-        gone = "the process that ran it is gone and left no outcome"
-        return _ended(facts, gone if facts.scheduler else "it was never handed to a scheduler")
+        return _local_state(facts)
     if job is not None:
         return _slurm_state(facts, job)
     if unanswered:
         return ("RUNNING" if facts.own else "PENDING"), unanswered
     return _ended(facts, "Slurm no longer knows this job and it left no outcome")
+
+
+def _local_state(facts: _Facts) -> tuple[State, str]:
+    """Look for the supervisor, which can be seen on its own machine only."""
+    host = facts.job.get("host", os.uname().nodename)
+    if host != os.uname().nodename and not facts.outcome:
+        return "RUNNING", f"it was started on {host}; whether it still runs can be seen only there"
+    if is_alive(int(facts.job.get("pid", 0)), facts.job.get("pid_start")):
+        return "RUNNING", ""
+    gone = "the process that ran it is gone and left no outcome"
+    return _ended(facts, gone if facts.scheduler else "it was never handed to a scheduler")
 
 
 def _slurm_state(facts: _Facts, job: slurm.Job) -> tuple[State, str]:
@@ -209,7 +222,7 @@ def _ended(facts: _Facts, without_outcome: str) -> tuple[State, str]:
     """State and reason of a run of which nothing runs any more."""
     outcome = facts.outcome
     cause = str(outcome.get("cause", ""))
-    if facts.job.get("cancelled") or cause == "cancelled":
+    if cause == "cancelled" or (facts.job_id and facts.job.get("cancelled") == facts.job_id):
         return "CANCELLED", "it was cancelled"
     if not outcome:
         return "FAILED", without_outcome

@@ -32,9 +32,14 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
     run = RunDir.create(config.runs, config.name)
     try:
         hidden = snapshot.take(config, project, run.code)
+        if hidden:
+            listed = ", ".join(hidden[:8]) + (f" and {len(hidden) - 8} more" if len(hidden) > 8 else "")
+            print(
+                f"hpctrain: not copied into the run, because their names look like secrets: {listed}", file=sys.stderr
+            )
         publish(run.config, dump(config).encode())
         publish(run.plan, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
-        sums = sums_of(run.code).encode()
+        sums = os.fsencode(sums_of(run.code))
         publish(run.code_sums, sums)
         record = {
             "hpctrain": hpctrain.__version__,
@@ -53,7 +58,8 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
     except OSError as error:
         run.remove()
         raise UsageError(
-            f"runs: cannot write to {run.path.parent}: {error.strerror}", "make room, or give another place: runs=DIR"
+            f"runs: cannot write to {run.path.parent}: {error.strerror or error}",
+            "make room, or give another place: runs=DIR",
         ) from None
     except BaseException:
         run.remove()

@@ -36,7 +36,7 @@ def load() -> Sandbox | None:
     try:
         fields: dict[str, Any] = json.loads(state_file().read_text())
         return Sandbox(**fields | {key: Path(fields[key]) for key in ("root", "bin", "slurm_conf")})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # RuntimeError: this user has no home at all
         return None
 
 

@@ -83,6 +83,8 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
         )
     joined = proof.join(_claim(run, attempt, world, plan), expected, run, address)
     network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
+    if config.dist.interface is not None:  # it wins over what the site has set
+        os.environ.update(dict.fromkeys(interface.VARIABLES, network))
     print(
         f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", file=sys.stderr
     )
@@ -124,7 +126,7 @@ def _claim(run: RunDir, attempt: int, world: World, plan: Plan) -> proof.Claim:
         sums = run.code_sums.read_bytes()
         code = hashlib.sha256(sums).hexdigest()
         # one rank of a node reads the snapshot: the others see the same files
-        changed = changed_since(run.code, sums.decode()) if world.local_rank == 0 else []
+        changed = changed_since(run.code, os.fsdecode(sums)) if world.local_rank == 0 else []
         if changed or code != read_json(run.env).get("code"):
             raise WorldError(
                 f"{run.code} on {world.host} is not the code that was submitted: "
@@ -163,8 +165,7 @@ def _device(plan: Plan, world: World) -> str:
 
 def _log_to_files(run: RunDir, attempt: int, rank: int) -> None:
     """Send descriptors 1 and 2 to this rank's files, so that native code and children write there too."""
-    for descriptor, stream in ((1, "out"), (2, "err")):
-        path = run.log(attempt, rank, "out" if stream == "out" else "err")
+    for descriptor, path in ((1, run.log(attempt, rank, "out")), (2, run.log(attempt, rank, "err"))):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)

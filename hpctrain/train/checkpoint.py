@@ -272,4 +272,4 @@ def _disk(path: Path) -> str:
         free = shutil.disk_usage(path).free / 2**20
     except OSError:
         return f"look at {path}"
-    return f"{free:,.0f} MiB are free there; make room, then: hpctrain resume {path}"
+    return f"{free:,.0f} MiB are free there; make room; sbatch {path}/job.sbatch goes on from the last checkpoint"

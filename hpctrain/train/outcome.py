@@ -8,7 +8,7 @@ from hpctrain.rundir import RunDir, publish_first
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of one attempt. Encoded without blanks: the script looks for `"verdict":"stopped"` with grep."""
+    """The end of one attempt. The script finds `"verdict":"..."` and `"cause":"..."` by a pattern."""
 
     verdict: Literal["completed", "stopped", "failed"]
     cause: Literal["time_limit", "preempted", "cancelled", "error"] | None = None

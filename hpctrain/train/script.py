@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from hpctrain.dist.interface import VARIABLES
 from hpctrain.errors import UsageError
 from hpctrain.train.proof import Joined
 from hpctrain.world import World
@@ -27,7 +28,7 @@ def environment(world: World, joined: Joined, network: str) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+    for name in VARIABLES:
         if name not in os.environ:
             given[name] = network
     if "OMP_NUM_THREADS" not in os.environ:  # two intra-op pools on the same cores run several times slower than one

@@ -30,13 +30,13 @@ executor.update_parameters(name='a', nodes=2, tasks_per_node=2, timeout_min=30)
 print(executor._executor._make_submission_file_text('python train.py', 'abc'))
 """
 BARRIER = """
-import sys, time
+import os, sys, time
 import torch.distributed as dist
 dist.init_process_group("gloo")
 dist.barrier()
 if dist.get_rank() == 0:
     open(sys.argv[1], "w").write(repr(time.time()))
-dist.destroy_process_group()
+os._exit(0)  # now and then Gloo's threads abort an interpreter that is being torn down
 """
 
 

@@ -166,7 +166,7 @@ def test_a_completed_attempt_leaves_what_was_promised(stand_in):
     assert stat.S_IMODE(run.attempt(1).stat().st_mode) == 0o700
     assert (run.attempt(1) / "logs").is_dir()
     facts = read_json(run.attempt(1) / "facts.json")
-    assert facts["HPCTRAIN_RUN"] == facts["cwd"] == str(run.path)
+    assert (facts["HPCTRAIN_RUN"], facts["cwd"]) == (str(run.path), str(run.code))
     assert facts["HPCTRAIN_HOSTS"].split() == begin["hosts"]
     assert facts["PYTHONPATH"].split(":")[0] == str(run.code)
     assert facts["RANK"] is None

@@ -1,5 +1,7 @@
 import pytest
 
+from hpctrain.config.texts import seconds
+
 COMMAND = "name: run\ncommand: [python, train.py]\n"
 
 
@@ -137,3 +139,10 @@ def test_nothing_but_a_name_asks_for_a_command_or_a_training(problems):
     assert problems("name: run\n")[0] == (
         "run.yaml:1:1: model: missing; name it, such as model: {name: mlp}, or give a command instead"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1-2", 93600), ("1-02:03", 93780), ("1-2:3:4", 93784), ("100:00:01", 360001)]
+)
+def test_times_mean_what_slurm_reads(text, expected):
+    assert seconds(text) == expected

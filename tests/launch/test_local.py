@@ -88,6 +88,12 @@ def test_a_run_directory_holds_what_the_user_is_promised(project):
     assert (run / "code/program.py").read_text() == SHOW
 
 
+def test_what_only_slurm_jobs_use_is_named(project):
+    done = hpctrain("run", config(project, SHOW, env="{modules: [cuda/12], setup: ['x=1']}"))
+    assert done.returncode == 0
+    assert f"hpctrain: env.modules, env.setup set up Slurm jobs; here {sys.executable} runs as it is" in done.stderr
+
+
 def test_a_failing_rank_ends_the_others_and_is_named(project):
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)\n"
     began = time.monotonic()

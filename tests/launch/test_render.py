@@ -9,7 +9,7 @@ import pytest
 
 from hpctrain.config.schema import Slurm
 from hpctrain.errors import ConfigError, UsageError
-from hpctrain.launch.render import OPTIONS, allowed_text, fill, render, seconds, template_file
+from hpctrain.launch.render import OPTIONS, allowed_text, fill, render, template_file
 from hpctrain.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,13 +104,6 @@ def test_the_warning_comes_two_minutes_or_a_quarter_before_the_limit(make, time,
 def test_a_command_is_signalled_only_if_asked(make):
     assert not [text for text in options(make, "slurm.time=12:00:00", text=COMMAND) if "signal" in text]
     assert "--signal=USR2@30" in options(make, "slurm.time=12:00:00", "slurm.signal_s=30", text=COMMAND)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("1-2", 93600), ("1-02:03", 93780), ("1-2:3:4", 93784), ("100:00:01", 360001)]
-)
-def test_times_mean_what_slurm_reads(text, expected):
-    assert seconds(text) == expected
 
 
 CAUSES = ("preempted", "time_limit", "node_failure", "rank_killed")

@@ -149,7 +149,7 @@ def test_each_cause_has_its_own_budget(attempt, cause):
     assert attempt.run.attempt_numbers() == [1, 2, 3]  # the fourth does not even start
     done = attempt(ends, f"restart.{cause}=2", *others)
     assert f"restart.{cause} allows 2" in done.stderr
-    assert "hpctrain resume" in done.stderr
+    assert "job.sbatch goes on from the last checkpoint" in done.stderr
 
 
 def test_another_job_of_the_same_run_has_its_own_ledger(attempt):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import hpctrain
 from hpctrain.config.schema import Config
 from hpctrain.errors import UsageError
 from hpctrain.launch import snapshot
+from hpctrain.rundir import changed_since, sums_of
 
 BUILT_IN = Config(name="a")
 OWN = Config(name="a", command=("python", "train.py"))
@@ -65,6 +67,27 @@ def test_virtual_environments_and_run_directories_are_left_out(project, tmp_path
         (project / folder / "x.py").write_text("")
     snapshot.take(OWN, project, tmp_path / "code")
     assert names(tmp_path / "code") == {"train.py", "pkg/net.py"}
+
+
+def test_run_directories_that_git_does_not_ignore_are_left_out_too(project, tmp_path):
+    git(project, "init", "-q")
+    run = project / "runs" / "a-1"
+    (run / "attempts" / "1").mkdir(parents=True)
+    for name in ("plan.json", "config.yaml", "attempts/1/secret"):
+        (run / name).write_text("")
+    (project / "runs" / "notes.txt").write_text("")
+    snapshot.take(BUILT_IN, project, tmp_path / "code")
+    assert names(tmp_path / "code") == {"train.py", "pkg/net.py", "runs/notes.txt"}
+
+
+def test_names_that_are_no_utf8_are_copied_and_summed(project, tmp_path):
+    git(project, "init", "-q")
+    odd = os.fsdecode(b"caf\xe9.txt")
+    (project / odd).write_text("x")
+    snapshot.take(BUILT_IN, project, tmp_path / "code")
+    sums = os.fsencode(sums_of(tmp_path / "code"))
+    assert b"caf\xe9.txt" in sums
+    assert changed_since(tmp_path / "code", os.fsdecode(sums)) == []
 
 
 def test_too_much_code_names_the_largest_files(project, tmp_path, monkeypatch):

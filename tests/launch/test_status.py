@@ -7,6 +7,7 @@ import pytest
 
 from hpctrain.errors import UsageError
 from hpctrain.launch import status as statuses
+from hpctrain.launch.cancel import cancel
 from hpctrain.launch.processes import start_time
 from hpctrain.launch.status import find, listing, recent, status, table
 from hpctrain.rundir import RunDir, publish
@@ -149,8 +150,34 @@ def test_a_local_run_lives_as_long_as_its_supervisor(new, pid, shift, attempts, 
 
 
 def test_a_run_cancelled_by_hpctrain_is_cancelled(new):
-    job = {"scheduler": "local", "job_id": "7", "pid": 2**22 + 1, "pid_start": 1, "cancelled": True, "submitted": 10}
+    job = {"scheduler": "local", "job_id": "7", "pid": 2**22 + 1, "pid_start": 1, "cancelled": "7", "submitted": 10}
     assert status([new(job=job, attempts=[PREEMPTED])])[0]["state"] == "CANCELLED"
+
+
+def test_a_job_queued_by_hand_after_a_cancelled_one_is_not_cancelled(new, squeue):
+    squeue(("9", "FAILED", "NonZeroExitCode"))
+    run = new(job={"scheduler": "slurm", "job_id": "7", "cancelled": "7", "submitted": 10}, attempts=[PREEMPTED])
+    put(run.begin(2), {"job_id": "9", "scheduler": "slurm", "hosts": ["n7"], "started": 99})
+    put(run.outcome(2), ERROR)
+    assert status([run])[0]["state"] == "FAILED"
+
+
+def test_a_local_run_of_another_machine_is_not_called_dead_from_here(new):
+    job = {
+        "scheduler": "local",
+        "job_id": "local-9",
+        "pid": 2**22 + 1,
+        "pid_start": 1,
+        "host": "login2",
+        "submitted": 10,
+    }
+    (row,) = status([new(job=job, job_id="local-9", attempts=[None])])
+    assert (row["state"], row["reason"]) == (
+        "RUNNING", "it was started on login2; whether it still runs can be seen only there",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="runs on login2, not here"):
+        cancel(new(job=job, job_id="local-9", attempts=[None]))
+    assert status([new(job=job, job_id="local-9", attempts=[ERROR])])[0]["state"] == "FAILED"
 
 
 @pytest.mark.parametrize(
