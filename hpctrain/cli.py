@@ -14,7 +14,6 @@ import click
 
 from hpctrain import __version__
 from hpctrain.errors import ConfigError, HpctrainError, UsageError
-from hpctrain.sandbox.commands import sandbox
 
 if TYPE_CHECKING:
     from hpctrain.config.load import Loaded
@@ -32,7 +31,21 @@ _scheduler = click.option(
 _ref = click.argument("run", metavar="RUN")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands here, and `sandbox`, whose own commands are made only for those who type it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "sandbox"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "sandbox":
+            return super().get_command(ctx, cmd_name)
+        from hpctrain.sandbox.commands import sandbox
+
+        return sandbox
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hpctrain")
 def cli() -> None:
     """Data-parallel training on Slurm clusters from one YAML file.
@@ -225,9 +238,6 @@ def doctor(as_json: bool) -> None:
     _use_sandbox()
     findings = doctors.doctor()
     _print(findings, doctors.table, as_json=as_json)
-
-
-cli.add_command(sandbox)
 
 
 def _load(config: Path, overrides: tuple[str, ...]) -> "Loaded":

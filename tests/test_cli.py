@@ -47,7 +47,9 @@ log.every log.samples
 
 
 def lines_of(group, prefix=""):
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from lines_of(command, f"{prefix}{name} ")
             continue

@@ -3,7 +3,6 @@
 Only the headers and the sizes of the files are read, so this takes a few file-system calls.
 """
 
-import gzip
 import math
 import os
 import struct
@@ -147,7 +146,7 @@ def _shape(path: Path, dimensions: int) -> tuple[int, ...]:
         shape = parse_header(head)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "give a directory that can be read: data.path=DIR") from None
-    except (ValueError, gzip.BadGzipFile, zlib.error) as error:
+    except (ValueError, zlib.error) as error:
         raise UsageError(f"{path}: {error}", again) from None
     if len(shape) != dimensions:
         raise UsageError(f"{path} has {len(shape)} dimensions, {dimensions} are expected", again)

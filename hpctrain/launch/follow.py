@@ -14,7 +14,7 @@ from hpctrain.errors import JobError, UsageError
 from hpctrain.launch.status import FINAL, status
 from hpctrain.rundir import RunDir, read_json
 
-_ASK_S = 0.5  # between two questions to Slurm
+_ASK_S, _ASK_MOST_S = 0.5, 5.0  # between two questions to Slurm: often after news, then ever less
 _PAUSE_S = 0.1  # between two looks at the log
 
 _INTERVAL_PREFIX = "train "
@@ -146,13 +146,16 @@ def until_end(run: RunDir, *, rank: int = 0, attempt: int | None = None) -> None
             "--follow goes with the newest attempt, --attempt is for one that has ended", "leave one of them out"
         )
     _check_rank(run, rank)
-    follower, asked = Follower(run, rank=rank), 0.0
-    row = status([run])[0]
+    follower, ended = Follower(run, rank=rank), 0
+    row, asked, pause = status([run])[0], time.monotonic(), _ASK_S
     while True:
-        if time.monotonic() - asked > _ASK_S:
-            row, asked = status([run])[0], time.monotonic()
+        numbers = run.attempt_numbers()
+        if numbers and numbers[-1] != ended and run.outcome(numbers[-1]).exists():
+            ended, pause = numbers[-1], _ASK_S
+        if time.monotonic() - asked > pause:
+            row, asked, pause = status([run])[0], time.monotonic(), min(pause * 1.5, _ASK_MOST_S)
         final = row["state"] in FINAL
-        if numbers := run.attempt_numbers():
+        if numbers:
             follower.pump(numbers[-1], final=final)
         if final:
             break

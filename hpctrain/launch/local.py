@@ -132,7 +132,6 @@ def debug(run: RunDir, config: Config) -> int:
         "started": time.time(),
     })  # fmt: skip
     env = rank_environment(run, number, 0, 1, os.environ) | {"HPCTRAIN_DEBUG": "1"}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with subprocess.Popen([_python(config), "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env) as rank:
         # Ctrl-C is for the debugger and the rank; set only now, because the rank would inherit what is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN)
