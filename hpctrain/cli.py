@@ -74,9 +74,6 @@ def main() -> NoReturn:
         sys.exit(2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(130)
-    except BrokenPipeError:  # `hpctrain list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 @cli.command()
@@ -290,6 +287,7 @@ def _use_sandbox() -> None:
 
     if (box := current()) is not None:
         os.environ["PATH"] = f"{box.bin}{os.pathsep}{os.environ.get('PATH', '')}"
+        print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
 
 
 def _choose(scheduler: Scheduler | None) -> Scheduler:

@@ -197,6 +197,10 @@ def publish_first(path: Path, content: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except PermissionError:  # a file system without hard links: the window in which readers see a part is short
+        if path.exists():
+            return False
+        path.write_bytes(content)
     finally:
         temporary.unlink()
     return True

@@ -147,8 +147,11 @@ def _cluster() -> list[Finding]:
 
 def _containers() -> Finding:
     found = [name for name in ("apptainer", "singularity", "enroot") if shutil.which(name)]
-    if shutil.which("srun") and slurm.has_pyxis():
-        found.append("pyxis")
+    try:
+        if shutil.which("srun") and slurm.has_pyxis():
+            found.append("pyxis")
+    except ClusterError as error:
+        return Finding(name="containers", value=", ".join(found) or "none here", ok=False, hint=error.message)
     return Finding(name="containers", value=", ".join(found) or "none here; nodes may differ")
 
 

@@ -77,6 +77,9 @@ class Supervisor:
             number = signal.SIGKILL if again else number
             self._told_s = self._told_s or time.monotonic()
             self._stop = True
+        self._tell(number)
+
+    def _tell(self, number: int) -> None:
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -97,7 +100,7 @@ class Supervisor:
                     )
                 )
         if self._stop:  # told to stop while the ranks were being started
-            self._relay(signal.SIGTERM, None)
+            self._tell(signal.SIGTERM)
         try:
             return _first_failure(self._ranks, lambda: watch(number))
         finally:

@@ -14,9 +14,12 @@ from hpctrain.errors import UsageError
 LIMIT_MIB = 50
 SECRETS = (
     *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc", ".pgpass"),
-    *("credentials*", "secrets*", "*.kdbx", ".htpasswd", "wandb-key*", "token", "token.*"),
+    *("credentials*", "secrets*", "*.kdbx", ".htpasswd", "wandb-key*", "token", "token.*", ".git-credentials"),
+    *(".pypirc", "_netrc", ".aws/*", ".ssh/*", ".kube/config"),
 )
-"""Names of files that are never copied into a run directory."""
+"""Names of files, in any case, that are never copied into a run directory; source code may be called so."""
+
+_SOURCE = (".py", ".pyi", ".c", ".cc", ".cpp", ".cu", ".h", ".md", ".rst")
 
 _SKIPPED_FOLDERS = {"__pycache__", "node_modules", "venv", "site-packages"}
 
@@ -37,11 +40,18 @@ def take(config: Config, project: Path, code: Path) -> list[str]:
     else:
         runs: dict[Path, bool] = {}
         names = [name for name in names if not _in_run(project, Path(name).parent, runs)]
-    hidden = [name for name in names if any(fnmatch.fnmatch(os.path.basename(name), secret) for secret in SECRETS)]  # noqa: PTH119
+    hidden = [name for name in names if _is_secret(name)]
     _copy(project, [name for name in names if name not in set(hidden)], code)
     package = Path(hpctrain.__file__).parent
     shutil.copytree(package, code / "hpctrain", dirs_exist_ok=True, symlinks=False)
     return hidden
+
+
+def _is_secret(name: str) -> bool:
+    lower = name.lower()
+    if lower.endswith(_SOURCE):
+        return False
+    return any(fnmatch.fnmatch(lower, f"*/{secret}") or fnmatch.fnmatch(lower, secret) for secret in SECRETS)
 
 
 def uses_own_code(config: Config) -> bool:

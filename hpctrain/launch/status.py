@@ -35,10 +35,6 @@ _CAUSES = {
 
 def listing(roots: Iterable[Path]) -> list[RunDir]:
     """Return the runs below the roots, the newest last; what cannot be read is left out."""
-    return _since(roots, 0.0)
-
-
-def _since(roots: Iterable[Path], oldest_s: float) -> list[RunDir]:
     found: dict[Path, float] = {}
     for root in roots:
         try:
@@ -47,19 +43,32 @@ def _since(roots: Iterable[Path], oldest_s: float) -> list[RunDir]:
             continue
         for path in directories:
             try:
-                made_s = (path / "config.yaml").stat().st_mtime
+                found[path.absolute()] = (path / "config.yaml").stat().st_mtime
             except OSError:  # no run, or another user's
                 continue
-            if made_s >= oldest_s:
-                found[path.absolute()] = made_s
     return [RunDir(path) for path in sorted(found, key=lambda path: (found[path], path.name))]
 
 
 def recent(roots: Iterable[Path]) -> list[RunDir]:
-    """Return the runs of the last day, the newest last."""
+    """Return the runs of the last day and older ones that have not ended, the newest last."""
     import time
 
-    return _since(roots, time.time() - _DAY_S)
+    since = time.time() - _DAY_S
+    return [run for run in listing(roots) if _made_s(run) >= since or not _has_ended(run)]
+
+
+def _made_s(run: RunDir) -> float:
+    try:
+        return run.config.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
+
+
+def _has_ended(run: RunDir) -> bool:
+    """Say whether the newest attempt has left an outcome after which there is no other; the files alone tell."""
+    numbers = run.attempt_numbers()
+    verdict = read_json(run.outcome(numbers[-1])).get("verdict") if numbers else None
+    return verdict in {"completed", "failed"} or bool(read_json(run.job).get("cancelled"))
 
 
 def find(ref: str, roots: Sequence[Path]) -> RunDir:

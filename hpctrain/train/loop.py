@@ -188,8 +188,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if sample_log is not None:
         sample_log.close()
     if comm.rank == 0:
+        print(ended.line(), flush=True)  # first: who follows the log stops at the outcome
         outcome.write(run, attempt, ended)
-        print(ended.line(), flush=True)
     comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
     return ended
 

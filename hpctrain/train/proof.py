@@ -121,6 +121,18 @@ def problems_of(claims: Sequence[Claim], expected: Expectation) -> list[str]:
     return found
 
 
+def misplaced(claims: Sequence[Claim], expected: Expectation) -> list[str]:
+    """Name nodes that hold other ranks than planned: the ranks of a node are neighbours, and each node has as many."""
+    found, per_node = [], expected.plan.ranks_per_node
+    for first in range(0, expected.plan.ranks, per_node):
+        hosts = [claim.host for claim in claims if first <= claim.rank < first + per_node]
+        if len(set(hosts)) > 1:
+            found.append(f"ranks {first} to {first + per_node - 1} should share a node, they are on {', '.join(hosts)}")
+    if not found and len({claim.host for claim in claims}) != expected.plan.nodes:
+        found.append(f"{expected.plan.nodes} nodes are planned, the ranks are on {len({c.host for c in claims})}")
+    return found
+
+
 def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None) -> Joined:
     """Prove the world; return where its store is.
 
@@ -191,7 +203,8 @@ class _Reception:
                 self._changed.wait(min(reminder, deadline) - now)
             door.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread in accept()
             if not self._problems:
-                self._problems = problems_of(list(self._claims.values()), self._expected)
+                claims = [self._claims[rank] for rank in sorted(self._claims)]
+                self._problems = [*problems_of(claims, self._expected), *misplaced(claims, self._expected)]
             answer = msgspec.json.encode(Answer(store_port=self._store_port, problems=tuple(self._problems)))
             for peer in self._waiting:
                 try:

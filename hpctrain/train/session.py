@@ -1,5 +1,6 @@
 """From a proven world to a trained model: device, threads, process group, loop."""
 
+import contextlib
 import os
 
 import torch
@@ -37,6 +38,8 @@ def run(
     # More threads than cores run several times slower, and another number of threads sums in another order: so the
     # config alone decides, not the machine.
     torch.set_num_threads(config.slurm.cpus_per_task or 1)
+    if device.type == "cpu":
+        _keep_freed_memory()
     comm = connect(
         plan,
         world,
@@ -48,6 +51,21 @@ def run(
     )
     train(run, attempt, config, plan, world, comm, device, stop, debug=debug)
     comm.close()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, which needs the same again.
+
+    By its defaults it gives large blocks back to the kernel, and each step pays for clearing the same pages anew: a
+    small CNN's step then takes 20 or 30 ms, by chance of where its blocks lie (docs/log.md, 2026-11-20).
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold, never = -1, -3, 1 << 30  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError):  # another C library than glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, never)
+        libc.mallopt(mmap_threshold, never)
 
 
 def _device(plan: Plan, world: World) -> torch.device:

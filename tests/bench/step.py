@@ -2,7 +2,7 @@
 
     python tests/bench/step.py [--rounds 5] [--model mlp|cnn] [--ranks 2]
 
-Each round runs both as `--ranks` processes; the time of a step is the median over intervals of 100 steps, the first
+Each round runs both as `--ranks` processes; the time of a step is the median over intervals of 50 steps, the first
 interval left out. Prints medians and quartiles over the rounds, in microseconds.
 """
 
@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-STEPS = 1100
-INTERVAL = 100
+STEPS = 550
+INTERVAL = 50
 CONFIG = f"""
 name: step
 data: {{dataset: synthetic, samples: 10000}}

@@ -210,7 +210,7 @@ def test_the_ranks_environment(attempt, tmp_path):
         "HPCTRAIN_ATTEMPT=1", "HPCTRAIN_HOSTS=n1 n2",
     ]  # fmt: skip
     assert attempt.calls["srun"].read_text().split() == (
-        f"--kill-on-bad-exit=1 --label python -m hpctrain.train {attempt.run.path}".split()
+        f"--kill-on-bad-exit=1 --distribution=block --label python -m hpctrain.train {attempt.run.path}".split()
     )
 
 

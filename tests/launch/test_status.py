@@ -254,6 +254,9 @@ def test_runs_are_listed_newest_last_and_strangers_left_out(new, tmp_path):
     roots = [tmp_path / "runs", tmp_path / "runs", tmp_path / "nowhere"]
     assert [run.path for run in listing(roots)] == [run.path for run in runs]
     os.utime(runs[1].config, (0, 0))
+    assert {run.path for run in recent(roots)} == {run.path for run in runs}, "it may still run or wait"
+    runs[1].attempt(1).mkdir()
+    put(runs[1].outcome(1), COMPLETED)
     assert [run.path for run in recent(roots)] == [runs[0].path, runs[2].path]
 
 

@@ -208,6 +208,16 @@ def test_strangers_and_silent_peers_do_not_hold_up_the_world(tmp_path, capfd):
     assert "turned away a stranger from 127.0.0.1" in capfd.readouterr().err
 
 
+def test_ranks_spread_over_nodes_otherwise_than_planned_are_refused(tmp_path):
+    run = new_run(tmp_path)
+    hosts = ["n1", "n1", "n1", "n2"]
+    claims = [claim_of(rank, 4, host=host) for rank, host in enumerate(hosts)]
+    results = join_all(claims, expected_of(4, nodes=2), [run] * 4)
+    assert all("ranks 2 to 3 should share a node, they are on n1, n2" in str(error) for error in results)
+    crowded = [claim_of(rank, 4) for rank in range(4)]
+    assert proof.misplaced(crowded, expected_of(4, nodes=2)) == ["2 nodes are planned, the ranks are on 1"]
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
