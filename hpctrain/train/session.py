@@ -57,7 +57,7 @@ def _keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next step, which needs the same again.
 
     By its defaults it gives large blocks back to the kernel, and each step pays for clearing the same pages anew: a
-    small CNN's step then takes 20 or 30 ms, by chance of where its blocks lie (docs/log.md, 2026-11-20).
+    small CNN's step then takes 20 or 30 ms, by chance of where its blocks lie (docs/log.md).
     """
     import ctypes
 
