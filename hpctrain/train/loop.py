@@ -31,6 +31,7 @@ from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.outcome import Outcome
+from hpctrain.train.state import share_buffers
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
 
@@ -108,6 +109,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
 
     def evaluate_now() -> Result:
         timer.pause()
+        share_buffers(model, comm)
         tested = evaluate(model, data.test, comm=comm, precision=precision, device=device)
         report.write("test", step=done, samples=tested.samples, correct=tested.correct, loss=tested.loss, lr=lr,
                      seconds=tested.seconds)  # fmt: skip

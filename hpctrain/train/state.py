@@ -9,6 +9,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hpctrain.dist.comm import Comm
 from hpctrain.errors import CheckpointError
 
 Scalars = dict[str, Any]
@@ -41,6 +42,21 @@ def load_model(model: nn.Module, content: bytes, name: str) -> None:
             "go on with the model and precision of the checkpoint, or start a new run",
         )
     model.load_state_dict(saved)
+
+
+def share_buffers(model: nn.Module, comm: Comm) -> None:
+    """Give all ranks rank 0's buffers, such as the running averages of batch norm.
+
+    Each rank's own follow its own samples since the last forward pass. The ones of rank 0 are those that the others get
+    in the next step and that a checkpoint holds, so an evaluation must use them, too.
+    """
+    buffers = dict(model.named_buffers())
+    if comm.size == 1 or not buffers:
+        return
+    content = comm.broadcast(write_tensors(_apart(buffers)) if comm.rank == 0 else b"")
+    with torch.no_grad():
+        for key, value in _tensors(content, "the buffers of rank 0").items():
+            buffers[key].copy_(value)
 
 
 def optimizer_bytes(optimizer: Optimizer) -> tuple[bytes, Scalars]:

@@ -222,6 +222,16 @@ def test_ranks_with_nothing_to_do_in_the_tail_keep_in_step(ranks: Ranks):
         assert sorted(s for step in steps if step["epoch"] == epoch for s in step["ids"]) == list(range(33))
 
 
+def test_an_evaluation_uses_the_running_averages_that_are_saved(ranks: Ranks):
+    """Each rank's batch norm has seen other samples: the result must be that of the checkpoint, for any ranks."""
+    model = {"name": "tests.train.nets:averaging", "args": {}}
+    config, run = make_config(model=model, train={"epochs": 1}), ranks.run_dir()
+    trained = ranks.start(config, 4, run=run).outcome()
+    again = ranks.start(config, 1, run=run, plan=make_plan(config, 1)).outcome()
+    assert (again["step"], again["accuracy"]) == (trained["step"], trained["accuracy"])
+    assert again["loss"] == pytest.approx(trained["loss"], rel=1e-6)
+
+
 def test_the_tail_weighs_what_it_holds_on_any_number_of_ranks(ranks: Ranks):
     config = make_config(data={"samples": 33}, batch={"global_": 8}, train={"epochs": 2}, precision="fp64")
     jobs = [ranks.start(config, size, run=ranks.run_dir(f"{size}")) for size in (1, 4)]
