@@ -46,6 +46,7 @@ def _run_directory(loaded: Loaded, plan: Plan) -> str:
         '  mkdir -p -- "$runs" && mkdir -p -- "$run"/{attempts,ckpt,stage} || fail "cannot make $run"',
         _file("config.yaml", dump(loaded.config)),
         _file("plan.json", msgspec.json.format(msgspec.json.encode(plan), indent=2).decode()),
+        '  sed "s|^run=\\$runs/.*|run=$run|" "$0" >"$run/job.sbatch"  # so that it can be submitted again',
         "  printf -v job '{\"scheduler\":\"slurm\",\"job_id\":\"%s\",\"submitted\":%(%s)T}' \"$SLURM_JOB_ID\" -1",
         '  publish "$run/job.json" "$job"',
         "fi",

@@ -285,6 +285,10 @@ def test_an_ejected_script_runs_without_hpctrain_on_the_login_node(hpctrain, clu
     assert queued.returncode == 0, queued.stderr
     found = until(lambda: list((tmp_path / "runs").glob("digits-*/attempts/1/outcome.json")), 60)
     assert json.loads(found[0].read_text())["verdict"] == "completed"
+    run = found[0].parents[2]
+    assert cluster.run(["sbatch", run / "job.sbatch"], cwd=tmp_path).returncode == 0
+    second = until(lambda: (p := run / "attempts/2/outcome.json").exists() and json.loads(p.read_text()))
+    assert (second["verdict"], second["step"]) == ("completed", 50)
 
 
 def test_a_step_with_one_rank_too_few_names_it(hpctrain, cluster):
