@@ -27,6 +27,7 @@ from hpctrain.rundir import RunDir, publish
 from hpctrain.world import from_env
 
 _RELAYED = (signal.SIGUSR2, signal.SIGTERM)
+_LOOK_S = 0.05
 
 
 def descendants(pid: int) -> list[int]:
@@ -107,24 +108,32 @@ def _await(path: Path, timeout_s: float) -> str:
 
 
 def _supervised(argv: list[str]) -> int:
-    seen: set[int] = set()
-
-    def pass_on(number: int, _frame: object) -> None:
-        if number not in seen:
-            seen.add(number)
-            for pid in descendants(agent.pid):
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:  # it has ended already
-                    continue
-
+    told: set[int] = set()
+    passed: set[int] = set()
     for number in _RELAYED:  # ignored signals stay ignored across exec; torchrun is told not to install its own handler
         signal.signal(number, signal.SIG_IGN)
     agent = subprocess.Popen(argv, env={**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"})
     for number in _RELAYED:
-        signal.signal(number, pass_on)
-    code = agent.wait()
-    return code if code >= 0 else 128 - code
+        signal.signal(number, lambda number, _frame: told.add(number))
+    while True:
+        try:
+            code = agent.wait(_LOOK_S)
+        except subprocess.TimeoutExpired:
+            ranks = descendants(agent.pid) if told - passed else []
+            if ranks:  # a signal that came before there were ranks waits for them
+                for caught in told - passed:
+                    _send(caught, ranks)
+                passed |= told
+        else:
+            return code if code >= 0 else 128 - code
+
+
+def _send(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # it has ended already
+            continue
 
 
 if __name__ == "__main__":
