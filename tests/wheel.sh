@@ -7,8 +7,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir "$work" .
 python -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$work"/hpctrain-*.whl
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'click>=8.1' 'PyYAML>=6.0.1' 'msgspec>=0.19'
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$work"/hpctrain-*.whl
 cp configs/quickstart.yaml "$work"
 cd "$work"
 venv/bin/hpctrain --version
