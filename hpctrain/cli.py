@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 import click
 
 from hpctrain import __version__
-from hpctrain.errors import ConfigError, HpctrainError, UsageError
+from hpctrain.errors import ClusterError, ConfigError, HpctrainError, UsageError
 
 if TYPE_CHECKING:
     from hpctrain.config.load import Loaded
@@ -73,6 +73,7 @@ def main() -> NoReturn:
         print(usage.text(error), file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.exceptions.Abort):
+        print("hpctrain: interrupted; what was submitted goes on, hpctrain status shows it", file=sys.stderr)
         sys.exit(130)
 
 
@@ -90,6 +91,10 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None,
     loaded = _load(config, overrides)
     where: Scheduler = "local" if ranks else _choose(scheduler)
     plan = _plan(loaded, where, ranks)
+    try:
+        _preflight(loaded, plan, where)
+    except ClusterError as error:
+        print(f"hpctrain: not held against Slurm: {error}", file=sys.stderr)
     print(f"{config}: no problem found; on {'Slurm' if where == 'slurm' else 'this machine'} it runs as")
     print(describe(plan, loaded.config))
 
@@ -117,11 +122,14 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
         placeholder = RunDir(RunDir.root(loaded.config.runs) / f"{loaded.config.name}-ID")
         sys.stdout.write(render(loaded, plan, placeholder, python=sys.executable))
         return
+    from hpctrain.launch import slurm
     from hpctrain.launch import submit as submission
 
     _preflight(loaded, plan, where)
     run = submission.freeze(loaded, plan, argv=sys.argv)
     _show(loaded, plan, where)
+    if where == "slurm" and slurm.sandbox():
+        print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
     job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
     print(f"job {job_id}\nrun {run.path}", flush=True)
     if follow:
@@ -157,7 +165,9 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
     from hpctrain.launch.follow import Follower, first_cause
     from hpctrain.launch.local import Supervisor
 
-    code = Supervisor(directory, loaded.config, plan).run(Follower(directory).pump)
+    follower = Follower(directory)
+    code = Supervisor(directory, loaded.config, plan).run(follower.pump)
+    follower.pump(directory.attempt_numbers()[-1], final=True)
     if code:
         print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)
     sys.exit(code)
@@ -209,9 +219,10 @@ def logs(run: str, follow: bool, rank: int, attempt: int | None) -> None:
 def cancel(runs: tuple[str, ...]) -> None:
     """End runs; returns when their processes are gone."""
     from hpctrain.launch.cancel import cancel as cancel_run
+    from hpctrain.launch.status import find_live
 
     _use_sandbox()
-    for directory in [_find(ref) for ref in runs]:
+    for directory in [find_live(ref, _roots()) for ref in runs]:
         print(cancel_run(directory), file=sys.stderr)
 
 
@@ -287,7 +298,7 @@ def _use_sandbox() -> None:
 
     if (box := current()) is not None:
         os.environ["PATH"] = f"{box.bin}{os.pathsep}{os.environ.get('PATH', '')}"
-        print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
+        os.environ["SLURM_CONF"] = str(box.slurm_conf)
 
 
 def _choose(scheduler: Scheduler | None) -> Scheduler:

@@ -244,6 +244,12 @@ def describe(plan: Plan, config: Config) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 
 
+def _steps_text(plan: Plan) -> str:
+    text = f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in all, {plan.warmup_steps} of warm-up"
+    short = plan.warmup_steps is not None and plan.total_steps is not None and plan.warmup_steps > plan.total_steps
+    return f"{text}: the run ends before it reaches its rate" if short else text
+
+
 def _training_rows(plan: Plan) -> list[tuple[str, str]]:
     counted = plan.total_steps is not None
     unknown = "unknown until counted"
@@ -256,8 +262,6 @@ def _training_rows(plan: Plan) -> list[tuple[str, str]]:
         ("samples", f"{plan.train_samples} train, {plan.test_samples} test; {plan.samples_per_rank} per rank and epoch")
         if counted
         else ("samples", unknown),
-        ("steps", f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in all, {plan.warmup_steps} of warm-up")
-        if counted
-        else ("steps", unknown),
+        ("steps", _steps_text(plan) if counted else unknown),
         ("precision", plan.precision),
     ]

@@ -52,6 +52,11 @@ def test_what_people_read(plan_of, tmp_path):
     ]
 
 
+def test_a_warm_up_longer_than_the_run_is_said(plan_of, tmp_path):
+    text = planning.describe(plan_of("train.steps=100"), load(tmp_path / "c.yaml").config)
+    assert "100 in all, 469 of warm-up: the run ends before it reaches its rate" in text
+
+
 def test_a_batch_per_rank_grows_with_the_ranks_and_the_rate_with_it(plan_of):
     plan = plan_of("batch.per_rank=32", "batch.accumulate=2", "slurm.nodes=4")
     assert (plan.global_batch, plan.lr_used) == (32 * 2 * 8, pytest.approx(0.8))

@@ -178,7 +178,8 @@ class Reader:
     def _list(self, node: Node, spec: Spec, key: str) -> Any:
         if not isinstance(node, Items):
             alone = isinstance(node, Scalar) and not node.empty  # an empty list is meant by nothing
-            return self._expected(node, spec, key, f"; write [{shown(node)}]" if alone else "; write []")
+            written = ", ".join(node.text.split()) if key == "command" and isinstance(node, Scalar) else shown(node)
+            return self._expected(node, spec, key, f"; write [{written}]" if alone else "; write []")
         specs = spec.items * len(node.items) if spec.endless else spec.items
         if len(node.items) != len(specs) or len(node.items) < spec.bounds.get("min_length", 0):
             return self._report(node.place, key, f"expected {spec.expect}, got one of {len(node.items)}")

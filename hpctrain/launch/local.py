@@ -57,11 +57,13 @@ class Supervisor:
                 })  # fmt: skip
                 rank, code = self._attempt(number, watch or (lambda _: None))
                 outcome = outcome_of(code, is_command=self._config.command is not None, rank=rank)
+                if self._stop and code:
+                    outcome = {"verdict": "stopped", "cause": "cancelled", "message": "it was told to stop"}
                 publish_first(self._run.outcome(number), msgspec.json.encode(outcome))
                 outcomes = [read_json(self._run.outcome(n)) for n in self._run.attempt_numbers()]
                 verdict = decide(outcomes, self._config.restart)
                 if not verdict.again or self._stop:
-                    if verdict.exit_code and verdict.message != outcomes[-1].get("message"):
+                    if verdict.exit_code and not self._stop and verdict.message != outcomes[-1].get("message"):
                         print(f"hpctrain: {verdict.message}", file=sys.stderr)
                     return 0 if verdict.exit_code == 0 else 4
                 print(f"hpctrain: {verdict.message}", file=sys.stderr)

@@ -60,6 +60,15 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return kept | {"LC_ALL": kept.get("LC_ALL", "C.UTF-8")}
 
 
+def sandbox() -> str:
+    """Name the sandbox that Slurm's clients talk to, by its configuration; '' for a real Slurm.
+
+    Every sandbox counts its jobs from 1, so that a job id alone does not tell whose job it is.
+    """
+    conf = os.environ.get("SLURM_CONF", "")
+    return conf if "/hpctrain-sandbox-" in conf else ""
+
+
 def available() -> bool:
     """Say whether sbatch is on PATH."""
     return any(os.access(Path(folder) / "sbatch", os.X_OK) for folder in os.get_exec_path())

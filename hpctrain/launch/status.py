@@ -67,8 +67,9 @@ def _made_s(run: RunDir) -> float:
 def _has_ended(run: RunDir) -> bool:
     """Say whether the newest attempt has left an outcome after which there is no other; the files alone tell."""
     numbers = run.attempt_numbers()
-    verdict = read_json(run.outcome(numbers[-1])).get("verdict") if numbers else None
-    return verdict in {"completed", "failed"} or bool(read_json(run.job).get("cancelled"))
+    outcome = read_json(run.outcome(numbers[-1])) if numbers else {}
+    final = outcome.get("verdict") == "completed" or outcome.get("cause") in {"error", "cancelled"}
+    return final or bool(read_json(run.job).get("cancelled"))
 
 
 def find(ref: str, roots: Sequence[Path]) -> RunDir:
@@ -95,6 +96,24 @@ def find(ref: str, roots: Sequence[Path]) -> RunDir:
         if owners:
             return owners[0]
     raise _nothing_found(ref, runs, roots)
+
+
+def find_live(ref: str, roots: Sequence[Path]) -> RunDir:
+    """Find a run as `find` does, but by a name only among those that have not ended, if there is one.
+
+    Raises:
+        UsageError: several runs of the name have not ended.
+    """
+    found = find(ref, roots)
+    if found.name == ref or name_of(found) != ref:
+        return found
+    named = [run for run in listing(roots) if name_of(run) == ref]
+    live = [run for run, row in zip(named, status(named), strict=True) if row["state"] not in FINAL]
+    if len(live) > 1:
+        raise UsageError(
+            f"{len(live)} runs named {ref} have not ended", f"give one of {', '.join(run.name for run in live)}"
+        )
+    return live[0] if live else found
 
 
 def _nothing_found(ref: str, runs: Sequence[RunDir], roots: Sequence[Path]) -> UsageError:
@@ -124,6 +143,8 @@ class _Facts(msgspec.Struct, kw_only=True):
     job_id: str
     scheduler: str
     job: dict[str, Any]
+    sandbox: str
+    """The sandbox whose job it is; '' for a real Slurm."""
     attempt: int
     """The newest attempt; 0 before the first."""
     own: int
@@ -147,6 +168,7 @@ def _facts(run: RunDir) -> _Facts:
         job_id=str(current.get("job_id", "")),
         scheduler=str(current.get("scheduler", "")),
         job=job,
+        sandbox=str(current.get("sandbox", "")),
         attempt=attempt,
         own=own,
         begin=begin,
@@ -161,7 +183,7 @@ def status(runs: Iterable[RunDir]) -> list[dict[str, Any]]:
     newest attempt). A Slurm that does not answer is no error here: the reason says so.
     """
     gathered = [_facts(run) for run in runs]
-    asked = [facts.job_id for facts in gathered if facts.scheduler == "slurm" and not _is_completed(facts)]
+    asked = [facts.job_id for facts in gathered if _is_slurms(facts) and not _is_completed(facts)]
     known: Mapping[str, slurm.Job] = {}
     unanswered = ""
     if asked:
@@ -169,7 +191,12 @@ def status(runs: Iterable[RunDir]) -> list[dict[str, Any]]:
             known = slurm.jobs(asked)
         except ClusterError as error:
             unanswered = f"Slurm cannot be asked: {error.message.splitlines()[0]}"
-    return [_row(facts, known.get(facts.job_id), unanswered) for facts in gathered]
+    return [_row(facts, known.get(facts.job_id) if _is_slurms(facts) else None, unanswered) for facts in gathered]
+
+
+def _is_slurms(facts: _Facts) -> bool:
+    """Say whether the Slurm that answers here is the one that knows this run's job."""
+    return facts.scheduler == "slurm" and facts.sandbox == slurm.sandbox()
 
 
 def _row(facts: _Facts, job: slurm.Job | None, unanswered: str) -> dict[str, Any]:
@@ -200,7 +227,9 @@ def _state(facts: _Facts, job: slurm.Job | None, unanswered: str) -> tuple[State
         return _local_state(facts)
     if job is not None:
         return _slurm_state(facts, job)
-    if unanswered:
+    if facts.sandbox and not _is_slurms(facts):
+        return _ended(facts, "the sandbox in which it ran is gone")
+    if unanswered and not _has_ended(facts.run):
         return ("RUNNING" if facts.own else "PENDING"), unanswered
     return _ended(facts, "Slurm no longer knows this job and it left no outcome")
 

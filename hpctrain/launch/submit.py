@@ -80,7 +80,7 @@ def to_slurm(run: RunDir) -> str:
         run.remove()
         raise
     try:
-        return _record(run, {"scheduler": "slurm", "job_id": job_id})
+        return _record(run, {"scheduler": "slurm", "job_id": job_id, "sandbox": slurm.sandbox()})
     except OSError as error:
         raise ClusterError(
             f"Slurm took the run as job {job_id}, but {run.job} cannot be written: {error.strerror}",

@@ -106,7 +106,9 @@ def sandbox_run(
 
 
 @sandbox.command()
-@click.argument("verb", type=click.Choice(["crash", "cut", "join", "up", "kill-slurmd", "start-slurmd"]))
+@click.argument(
+    "verb", type=click.Choice(["crash", "cut", "join", "up", "kill-slurmd", "start-slurmd"]), metavar="VERB"
+)
 @click.argument("name")
 def node(verb: str, name: str) -> None:
     """Break or mend one node: crash (power off), cut and join (network), up (power on), kill and start its slurmd."""

@@ -131,7 +131,7 @@ def test_a_command_needs_nothing_else_and_its_words_are_text(load):
 
 def test_a_bad_command_is_not_taken_for_none(problems):
     assert problems("name: run\ncommand: python\n") == [
-        "run.yaml:2:10: command: expected a list, each text, got 'python'; write ['python']"
+        "run.yaml:2:10: command: expected a list, each text, got 'python'; write [python]"
     ]
 
 

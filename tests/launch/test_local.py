@@ -186,6 +186,32 @@ def test_ctrl_c_in_the_foreground_reaches_the_ranks_and_ends_them(project):
     _, err = running.communicate(timeout=20)
     assert running.returncode == 4, err
     assert alive(str(run)) == []
+    assert "hpctrain: stopped: it was told to stop" in err
+    assert f"python -m hpctrain.launch.local {run} goes on" in err
+    assert "restart 1 of" not in err
+    [row] = json.loads(hpctrain("status", "--json", run).stdout)
+    assert row["state"] == "CANCELLED"
+
+
+@pytest.mark.torch
+def test_a_stopped_run_goes_on_by_the_command_it_prints(project):
+    (project / "digits.yaml").write_text(
+        "name: digits\ndata: {dataset: digits}\nmodel: {name: mlp}\nbatch: {global: 60}\noptim: {lr: 0.1}\n"
+        "train: {epochs: 20}\nlog: {every: 5 steps}\n"
+    )
+    argv = [sys.executable, "-m", "hpctrain", "run", "digits.yaml", "--ranks", "2"]
+    running = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = until(lambda: next(iter((project / "runs").glob("*")), None))
+    until((run / "attempts/1/metrics.jsonl").exists)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert f"python -m hpctrain.launch.local {run} goes on" in err
+    first = outcomes(run)[0]
+    assert first["verdict"] == "stopped", "else it was quicker"
+    subprocess.run([sys.executable, "-m", "hpctrain.launch.local", str(run)], check=True, timeout=60)
+    assert (outcomes(run)[1]["verdict"], outcomes(run)[1]["step"]) == ("completed", 500)
+    [row] = json.loads(hpctrain("status", "--json", run).stdout)
+    assert (row["state"], row["attempt"]) == ("COMPLETED", 2)
 
 
 def test_a_program_that_is_not_there_is_named(project):

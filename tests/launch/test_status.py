@@ -276,3 +276,38 @@ def test_the_table_is_aligned_and_never_wraps(new, squeue):
 
 def test_ways_out_are_final():
     assert {"COMPLETED", "FAILED", "CANCELLED"} == statuses.FINAL
+
+
+def test_a_job_of_another_sandbox_is_never_looked_up_by_its_number(new, squeue, monkeypatch):
+    """Every sandbox counts from 1: job 7 of this one is somebody else's."""
+    squeue(("7", "RUNNING", "None"))
+    mine, other = "/tmp/hpctrain-sandbox-a/etc/slurm.conf", "/tmp/hpctrain-sandbox-b/etc/slurm.conf"
+    job = {"scheduler": "slurm", "job_id": "7", "submitted": 10, "sandbox": mine}
+    run = new(job=job, attempts=[None])
+    put(run.begin(1), {"job_id": "7", "scheduler": "slurm", "started": 10, "sandbox": mine})
+    monkeypatch.setenv("SLURM_CONF", mine)
+    assert status([run])[0]["state"] == "RUNNING"
+    for conf in (other, "/etc/slurm/slurm.conf"):
+        monkeypatch.setenv("SLURM_CONF", conf)
+        (row,) = status([run])
+        assert (row["state"], row["reason"]) == ("FAILED", "the sandbox in which it ran is gone")
+
+
+@pytest.mark.parametrize(("outcome", "state"), [(ERROR, "FAILED"), (COMPLETED, "COMPLETED"), (KILLED, "RUNNING")])
+def test_a_slurm_that_does_not_answer_brings_no_ended_run_back_to_life(new, fake, outcome, state):
+    fake("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert status([new(attempts=[outcome])])[0]["state"] == state
+
+
+def test_by_name_the_run_that_has_not_ended_is_cancelled(new, squeue, tmp_path):
+    squeue(("7", "RUNNING", "None"))
+    running = new(job_id="7", attempts=[None])
+    new(job_id="8", attempts=[COMPLETED])
+    roots = [tmp_path / "runs"]
+    assert find("net", roots).path != running.path, "that one is the newest"
+    assert statuses.find_live("net", roots).path == running.path
+    squeue(("7", "RUNNING", "None"), ("9", "PENDING", "Priority"))
+    waiting = new(job_id="9")
+    with pytest.raises(UsageError, match="2 runs named net have not ended") as caught:
+        statuses.find_live("net", roots)
+    assert waiting.name in str(caught.value)
