@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpctrain.config.load import Loaded
 from hpctrain.config.texts import seconds
-from hpctrain.launch import slurm
+from hpctrain.launch import own_code, slurm
 from hpctrain.launch.refusal import unknown_partition
 from hpctrain.launch.render import absolute, image, template
 from hpctrain.plan import Plan
@@ -20,7 +20,7 @@ def preflight(loaded: Loaded, plan: Plan, *, on_slurm: bool = True) -> list[str]
     Raises:
         ClusterError: Slurm cannot be asked.
     """
-    problems = _files(loaded, plan, on_slurm=on_slurm)
+    problems = [*own_code.problems(loaded), *_files(loaded, plan, on_slurm=on_slurm)]
     return [*problems, *_cluster(loaded, plan, slurm.partitions())] if on_slurm else problems
 
 
