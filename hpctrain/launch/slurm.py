@@ -20,6 +20,7 @@ ASK_TIMEOUT_S = 45
 
 _PERHAPS_QUEUED = "if squeue --me shows the job, end it: scancel ID; its run directory is gone"
 _SEPARATOR = "\x1f"  # the ASCII unit separator: no name, reason or host list holds it
+_NOWHERE = "/nowhere/bin/sbatch"
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 _DROPPED = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
 
@@ -65,13 +66,19 @@ def sandbox() -> str:
 
     Every sandbox counts its jobs from 1, so that a job id alone does not tell whose job it is.
     """
-    conf = os.environ.get("SLURM_CONF", "")
+    conf = os.environ.get("SLURM_CONF") or os.path.abspath(f"{_sbatch()}/../../etc/slurm.conf")  # noqa: PTH100
     return conf if "/hpctrain-sandbox-" in conf else ""
 
 
 def available() -> bool:
     """Say whether sbatch is on PATH."""
-    return any(os.access(Path(folder) / "sbatch", os.X_OK) for folder in os.get_exec_path())
+    return _sbatch() != _NOWHERE
+
+
+def _sbatch() -> str:
+    """Return the path of the sbatch that would be called."""
+    paths = (os.path.join(folder, "sbatch") for folder in os.get_exec_path())  # noqa: PTH118 - asked often
+    return next((path for path in paths if os.access(path, os.X_OK)), _NOWHERE)
 
 
 def call(argv: Sequence[str], *, timeout_s: float = ASK_TIMEOUT_S) -> "subprocess.CompletedProcess[str]":

@@ -103,7 +103,8 @@ def stand_in(cluster, tmp_path, monkeypatch):
         publish(run.plan, msgspec.json.encode(plan))
         publish(run.script, render(loaded, plan, run, python="/usr/bin/python3").encode())
         job_id = slurm.submit(run.script)
-        publish(run.job, json.dumps({"scheduler": "slurm", "job_id": job_id, "submitted": time.time()}).encode())
+        job = {"scheduler": "slurm", "job_id": job_id, "submitted": time.time(), "sandbox": slurm.sandbox()}
+        publish(run.job, json.dumps(job).encode())
         started.append(job_id)
         return run
 
