@@ -46,15 +46,13 @@ class Tail:
 class Follower:
     """Copies the log of one rank of the newest attempt to this process's streams."""
 
-    def __init__(self, run: RunDir, *, rank: int = 0, attempt: int = 0) -> None:
-        self._run, self._rank, self._attempt = run, rank, attempt
+    def __init__(self, run: RunDir, *, rank: int = 0) -> None:
+        self._run, self._rank, self._attempt = run, rank, 0
         self._streams: list[tuple[Tail, IO[str]]] = []
         self._metrics: Tail | None = None
         self._bar = sys.stderr.isatty() and rank == 0
         self._shown = ""
         self._total = read_json(run.plan).get("total_steps")
-        if attempt:
-            self._turn_to(attempt)
 
     def pump(self, attempt: int, *, final: bool = False) -> None:
         """Show what is new in an attempt."""
