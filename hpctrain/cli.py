@@ -152,7 +152,9 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
     loaded = _load(config, overrides)
     plan = _plan(loaded, "local", 1 if debug else ranks)
     from hpctrain.launch import submit as submission
+    from hpctrain.launch.forks import server_for
 
+    server = None if debug else server_for(loaded.config, plan)  # it works while the run directory is made
     _preflight(loaded, plan, "local")
     directory = submission.freeze(loaded, plan, argv=sys.argv)
     _show(loaded, plan, "local")
@@ -166,7 +168,7 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
     from hpctrain.launch.local import Supervisor
 
     follower = Follower(directory)
-    code = Supervisor(directory, loaded.config, plan).run(follower.pump)
+    code = Supervisor(directory, loaded.config, plan, server).run(follower.pump)
     follower.pump(directory.attempt_numbers()[-1], final=True)
     if code:
         print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)

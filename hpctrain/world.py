@@ -106,3 +106,8 @@ def _read(env: Mapping[str, str], launcher: str, names: tuple[str, str, str, str
 
 def _host(env: Mapping[str, str]) -> str:
     return env.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def threads_per_rank(ranks: int) -> int:
+    """Return how many threads each of some ranks of this node may use: two pools on the same cores run much slower."""
+    return max(len(os.sched_getaffinity(0)) // ranks, 1)

@@ -129,6 +129,9 @@ class Dist(Struct, frozen=True, kw_only=True):
     """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
     timeout: Positive = 600
     """Seconds that ranks wait for each other, at the start and in a collective."""
+    fork: bool = True
+    """Without Slurm: import torch once and fork the ranks, where they cannot tell (see docs/guide.md); false: each
+    rank starts as a process of its own."""
 
 
 class SyntheticArgs(Struct, frozen=True, kw_only=True):

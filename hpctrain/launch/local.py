@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from hpctrain.config.load import load
 from hpctrain.config.schema import Config
 from hpctrain.errors import HpctrainError
 from hpctrain.launch.follow import first_cause
+from hpctrain.launch.forks import Forked, ForkServer, server_for
 from hpctrain.launch.processes import adopt_orphans, end_children
 from hpctrain.launch.render import absolute
 from hpctrain.launch.verdict import decide, outcome_of
@@ -33,9 +34,9 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 class Supervisor:
     """Runs the attempts of one run until it is completed, failed or told to stop."""
 
-    def __init__(self, run: RunDir, config: Config, plan: Plan) -> None:
-        self._run, self._config, self._plan = run, config, plan
-        self._ranks: list[subprocess.Popen[bytes]] = []
+    def __init__(self, run: RunDir, config: Config, plan: Plan, server: ForkServer | None) -> None:
+        self._run, self._config, self._plan, self._server = run, config, plan, server
+        self._ranks: Sequence[subprocess.Popen[bytes] | Forked] = []
         self._told_s: float | None = None
         self._stop = False
 
@@ -88,27 +89,35 @@ class Supervisor:
 
     def _attempt(self, number: int, watch: Callable[[int], None]) -> tuple[int, int]:
         """Run one attempt; return the rank that failed first and its exit code, or 0 and 0."""
-        with self._run.launch_log(number).open("ab") as log:
-            for rank in range(self._plan.ranks):
-                self._ranks.append(
-                    subprocess.Popen(
-                        [_python(self._config), "-m", "hpctrain.train", str(self._run.path)],
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        cwd=self._run.code,
-                        env=rank_environment(self._run, number, rank, self._plan.ranks, os.environ),
-                        process_group=0,  # a Ctrl-C of the terminal reaches the supervisor alone, which relays it
-                    )
-                )
+        envs = [rank_environment(self._run, number, r, self._plan.ranks, os.environ) for r in range(self._plan.ranks)]
+        log, server = self._run.launch_log(number), self._server
+        log.touch()
+        self._server = None  # it serves one attempt; the ranks of a restart import torch themselves
+        self._ranks = (server and server.fork(self._run, log, envs, lambda: self._stop)) or self._start(log, envs)
         if self._stop:  # told to stop while the ranks were being started
             self._tell(signal.SIGTERM)
         try:
             return _first_failure(self._ranks, lambda: watch(number))
         finally:
             end_children(_KILL_WAIT_S)
-            self._ranks.clear()
+            self._ranks = []
             watch(number)
+
+    def _start(self, log: Path, envs: Sequence[Mapping[str, str]]) -> list[subprocess.Popen[bytes]]:
+        """Start each rank as a process of its own."""
+        with log.open("ab") as output:
+            return [
+                subprocess.Popen(
+                    [_python(self._config), "-m", "hpctrain.train", str(self._run.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=self._run.code,
+                    env=env,
+                    process_group=0,  # a Ctrl-C of the terminal reaches the supervisor alone, which relays it
+                )
+                for env in envs
+            ]
 
 
 def rank_environment(run: RunDir, attempt: int, rank: int, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
@@ -152,7 +161,7 @@ def _python(config: Config) -> str:
     return sys.executable if asked is None else absolute(asked) if "/" in asked else asked
 
 
-def _first_failure(ranks: list[subprocess.Popen[bytes]], watch: Callable[[], None]) -> tuple[int, int]:
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes] | Forked], watch: Callable[[], None]) -> tuple[int, int]:
     """Wait until all ranks ended or one failed; that one and its code come back at once, as `srun -K` does it.
 
     Not by `os.pidfd_open`, which kernels before 5.3 lack, and interpreters that were built on old systems.
@@ -180,7 +189,7 @@ def main() -> None:
     try:
         config = load(run.config).config
         plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
-        code = Supervisor(run, config, plan).run()
+        code = Supervisor(run, config, plan, server_for(config, plan)).run()
         if code:
             print(f"hpctrain: {first_cause(run, shown=-1)}", file=sys.stderr)
         sys.exit(code)

@@ -10,7 +10,9 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -20,18 +22,23 @@ from hpctrain.dist import interface
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, changed_since, read_json
-from hpctrain.train import proof
+from hpctrain.train import proof, script
 from hpctrain.train.leave import leave
 from hpctrain.train.stop import Stop
 from hpctrain.world import World, from_env
 
 
-def main() -> None:
-    """Run one rank; never returns after an error."""
+def main(*, in_place: bool = False) -> NoReturn:
+    """Run one rank.
+
+    Args:
+        in_place: a command is a Python script that this interpreter shall run itself.
+    """
     debug = os.environ.get("HPCTRAIN_DEBUG") == "1"
     world: World | None = None
     run: RunDir | None = None
     attempt = 0
+    command: Sequence[str] | None = None
     try:
         run = RunDir.open(Path(_argument()))
         attempt = int(os.environ["HPCTRAIN_ATTEMPT"])
@@ -39,14 +46,18 @@ def main() -> None:
         if not debug:
             _log_to_files(run, attempt, world.rank)
         _die_with_supervisor()
-        _run_rank(run, attempt, world, debug=debug)
+        command = _run_rank(run, attempt, world, debug=debug)
         sys.stdout.flush()
         sys.stderr.flush()
+        if command is not None and not in_place:
+            script.become(command)
         # Not `return`: now and then a thread of torch's native code outlives the interpreter and aborts the process,
         # which a launcher would take for a failure.
-        os._exit(0)
+        if command is None:
+            os._exit(0)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it must be recorded before the process ends
         leave(error, run, attempt, world, debug=debug)
+    script.run_in_place(command)
 
 
 def _argument() -> str:
@@ -58,7 +69,8 @@ def _argument() -> str:
     return sys.argv[1]
 
 
-def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
+def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequence[str] | None:
+    """Prove the world and train; return the command that this rank shall become instead, if there is one."""
     loaded = load(run.config)
     stop = Stop()
     if loaded.config.command is None and not debug:
@@ -89,13 +101,12 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> None:
         f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", file=sys.stderr
     )
     if config.command is not None:
-        from hpctrain.train import script
+        script.prepare(world, joined, network)
+        return config.command
+    from hpctrain.train import session
 
-        script.become(config.command, world, joined, network)
-    else:
-        from hpctrain.train import session
-
-        session.run(run, attempt, config, plan, world, joined, network, stop, debug=debug)
+    session.run(run, attempt, config, plan, world, joined, network, stop, debug=debug)
+    return None
 
 
 def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:

@@ -1,4 +1,4 @@
-"""Holds the store of a `command:` run: `python -m hpctrain.train.store DESCRIPTOR PORT`, a child of rank 0.
+"""Holds the store of a `command:` run: `python -m hpctrain.train.store DESCRIPTOR PORT RANK_PID`, a child of rank 0.
 
 Importing all of torch would take longer than the whole start of a small script and compete with it for the cores. The
 store's server is native code, so only torch's extension module is loaded (0.3 s instead of 2); should a torch release
@@ -10,14 +10,15 @@ import importlib.util
 import os
 import signal
 import sys
-import threading
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 def _store_class() -> Any:
-    """Load torch's TCPStore without running torch's own `__init__`."""
+    """Load torch's TCPStore without running torch's own `__init__`, unless it has been run already."""
+    if "torch" in sys.modules:
+        return importlib.import_module("torch.distributed").TCPStore
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise SystemExit("hpctrain: torch is not installed in this job's Python; pip install torch")
@@ -37,19 +38,18 @@ def _store_class() -> Any:
         return importlib.import_module("torch.distributed").TCPStore
 
 
-def main() -> None:
+def hold(descriptor: int, port: int, rank_pid: int) -> NoReturn:
     """Serve until the rank that started this process has ended."""
-    descriptor, port = int(sys.argv[1]), int(sys.argv[2])
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(os.environ["HPCTRAIN_RANK_PID"]):
-        return
+    if os.getppid() != rank_pid:
+        os._exit(0)
     for quiet in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # these are for the rank, which still needs the store
         signal.signal(quiet, signal.SIG_IGN)
-    store = _store_class()("localhost", port, None, True, wait_for_workers=False, master_listen_fd=descriptor)
-    threading.Event().wait()
-    del store
+    _store = _store_class()("localhost", port, None, True, wait_for_workers=False, master_listen_fd=descriptor)
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":
-    main()
+    hold(*(int(argument) for argument in sys.argv[1:]))
