@@ -25,11 +25,16 @@ _FROM = {
 """Numbers of a plan that can become too large, and the keys that make them so."""
 
 
+Launcher = Literal["local", "srun", "torchrun", "mpirun", "horovodrun"]
+"""What starts the ranks: `dist.launcher` in a Slurm job; without Slurm our supervisor, or mpirun for `backend: mpi`."""
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """How many nodes, and ranks on each of them."""
 
     nodes: int
     ranks_per_node: int
+    launcher: Launcher = "local"
 
     @property
     def ranks(self) -> int:
@@ -54,7 +59,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ranks_per_node: int
     ranks: int
     device: Literal["cpu", "cuda"]
-    backend: Literal["gloo", "nccl"]
+    strategy: Literal["ddp", "horovod"]
+    backend: Literal["gloo", "nccl", "mpi"]
+    launcher: Launcher
     precision: str
     data_path: str | None = None
     train_samples: int | None = None
@@ -81,7 +88,11 @@ def layout_on_slurm(loaded: Loaded) -> Layout:
         ConfigError: `dist.ranks` asks for another number.
     """
     slurm, asked = loaded.config.slurm, loaded.config.dist.ranks
-    layout = Layout(nodes=slurm.nodes, ranks_per_node=slurm.ranks_per_node or slurm.gpus_per_node or 1)
+    layout = Layout(
+        nodes=slurm.nodes,
+        ranks_per_node=slurm.ranks_per_node or slurm.gpus_per_node or 1,
+        launcher=loaded.config.dist.launcher,
+    )
     if asked is not None and asked != layout.ranks:
         raise ConfigError([
             loaded.problem(
@@ -95,9 +106,11 @@ def layout_on_slurm(loaded: Loaded) -> Layout:
 
 def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
     """Ranks on this machine: `ranks`, else dist.ranks, else those of one node."""
-    slurm = loaded.config.slurm
+    slurm, dist = loaded.config.slurm, loaded.config.dist
     return Layout(
-        nodes=1, ranks_per_node=ranks or loaded.config.dist.ranks or slurm.ranks_per_node or slurm.gpus_per_node or 1
+        nodes=1,
+        ranks_per_node=ranks or dist.ranks or slurm.ranks_per_node or slurm.gpus_per_node or 1,
+        launcher="mpirun" if dist.backend == "mpi" else "local",
     )
 
 
@@ -111,9 +124,7 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
     device: Literal["cpu", "cuda"] = (
         config.device if config.device != "auto" else "cuda" if config.slurm.gpus_per_node else "cpu"
     )
-    backend: Literal["gloo", "nccl"] = (
-        config.dist.backend if config.dist.backend != "auto" else "nccl" if device == "cuda" else "gloo"
-    )
+    backend = _backend(config, layout, device)
     problems: list[str] = []
     if backend == "nccl" and device == "cpu":
         problems.append(
@@ -134,9 +145,13 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
         ranks_per_node=layout.ranks_per_node,
         ranks=layout.ranks,
         device=device,
+        strategy=config.dist.strategy,
         backend=backend,
+        launcher=layout.launcher,
         precision=config.precision,
     )
+    if config.dist.horovod.op == "adasum":
+        problems += _adasum(loaded, base)
     if config.command is None:
         base = _training(base, loaded, samples, problems)
     if not problems:
@@ -144,6 +159,42 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
     if problems:
         raise ConfigError(problems)
     return base
+
+
+def _backend(config: Config, layout: Layout, device: str) -> Literal["gloo", "nccl", "mpi"]:
+    if config.dist.backend != "auto":
+        return config.dist.backend
+    if config.dist.strategy == "horovod":
+        return "mpi" if layout.launcher == "mpirun" or config.dist.horovod.op == "adasum" else "gloo"
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def _adasum(loaded: Loaded, plan: Plan) -> list[str]:
+    problems = []
+    if plan.ranks & (plan.ranks - 1):
+        below = 1 << (plan.ranks.bit_length() - 1)
+        problems.append(
+            loaded.problem(
+                "dist.horovod.op",
+                f"adasum joins pairs of ranks, so their number must be a power of two, not {plan.ranks}; "
+                f"use {below} or {2 * below} ranks",
+            )
+        )
+    return problems
+
+
+def rate(plan: Plan, config: Config) -> float:
+    """Return the learning rate, scaled by the batch whose gradients are averaged: the global batch.
+
+    Adasum instead adds what the ranks do to the weights, as far as they do different things; only the batch of a
+    rank, or on GPUs that of a node, is averaged (Horovod's documentation, "AdaSum", "Learning Rate").
+    """
+    optim, averaged = config.optim, plan.global_batch
+    if optim is None or averaged is None or plan.batch_per_rank is None or plan.accumulate is None:
+        raise AssertionError("only of a plan that trains")
+    if config.dist.horovod.op == "adasum":
+        averaged = plan.batch_per_rank * plan.accumulate * (plan.ranks_per_node if plan.device == "cuda" else 1)
+    return schedule.scaled_lr(optim.lr, rule=optim.scale, batch=averaged, base_batch=optim.base_batch)
 
 
 def _unusable(plan: Plan, loaded: Loaded) -> list[str]:
@@ -188,8 +239,8 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         accumulate=batch.accumulate,
         global_batch=global_batch,
         lr_asked=optim.lr,
-        lr_used=schedule.scaled_lr(optim.lr, rule=optim.scale, global_batch=global_batch, base_batch=optim.base_batch),
     )
+    base = msgspec.structs.replace(base, lr_used=rate(base, config))
     if samples.train is None:
         return base
     steps_per_epoch = samples.train // global_batch if batch.tail == "drop" else -(-samples.train // global_batch)
@@ -235,7 +286,9 @@ def _indivisible(global_batch: int, ranks: int, accumulate: int) -> str:
 def describe(plan: Plan, config: Config) -> str:
     """Return the plan as lines for people: what was asked and what follows."""
     nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
-    rows = [("ranks", f"{plan.ranks} = {nodes} x {plan.ranks_per_node}, {plan.device}, {plan.backend}")]
+    started = "" if plan.launcher == "local" else f", by {plan.launcher}"
+    how = f"{plan.device}, {plan.strategy} over {plan.backend}{started}"
+    rows = [("ranks", f"{plan.ranks} = {nodes} x {plan.ranks_per_node}, {how}")]
     if config.command is not None:
         rows.append(("command", " ".join(config.command)))
     else:

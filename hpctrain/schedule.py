@@ -26,14 +26,14 @@ def is_due(done: int, every: int, total: int) -> bool:
     return done == total or (every > 0 and done % every == 0)
 
 
-def scaled_lr(lr: float, *, rule: Literal["linear", "none"], global_batch: int, base_batch: int | None) -> float:
-    """Scale a rate that was chosen for `base_batch` to the global batch that is used.
+def scaled_lr(lr: float, *, rule: Literal["linear", "none"], batch: int, base_batch: int | None) -> float:
+    """Scale a rate that was chosen for `base_batch` to the batch that is used.
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.1 (linear scaling rule).
     """
     if rule == "none" or base_batch is None:
         return lr
-    return lr * global_batch / base_batch
+    return lr * batch / base_batch
 
 
 def lr_at(

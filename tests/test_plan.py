@@ -43,7 +43,7 @@ def test_the_numbers_of_a_plan(plan_of):
 
 def test_what_people_read(plan_of, tmp_path):
     assert planning.describe(plan_of(), load(tmp_path / "c.yaml").config).splitlines() == [
-        "  ranks          4 = 2 nodes x 2, cpu, gloo",
+        "  ranks          4 = 2 nodes x 2, cpu, ddp over gloo, by srun",
         "  global batch   128 = 32 per rank x 1 passes x 4 ranks",
         "  learning rate  0.1 asked -> 0.2 used",
         "  samples        60000 train, 10000 test; 15000 per rank and epoch",

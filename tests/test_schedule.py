@@ -28,9 +28,9 @@ def test_periodic_work_is_due_at_multiples_and_at_the_end():
 
 
 def test_linear_scaling_is_the_ratio_of_batches():
-    assert scaled_lr(0.1, rule="linear", global_batch=8192, base_batch=256) == pytest.approx(3.2)
-    assert scaled_lr(0.1, rule="none", global_batch=8192, base_batch=256) == 0.1
-    assert scaled_lr(0.1, rule="linear", global_batch=8192, base_batch=None) == 0.1
+    assert scaled_lr(0.1, rule="linear", batch=8192, base_batch=256) == pytest.approx(3.2)
+    assert scaled_lr(0.1, rule="none", batch=8192, base_batch=256) == 0.1
+    assert scaled_lr(0.1, rule="linear", batch=8192, base_batch=None) == 0.1
 
 
 def test_warm_up_reaches_the_peak_with_its_last_step():

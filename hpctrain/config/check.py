@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config.schema import CnnArgs, Config, Data, Model, SyntheticArgs, arguments
+from hpctrain.config.schema import CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
 from hpctrain.config.texts import seconds
 
 NEEDED = {
@@ -21,7 +21,8 @@ Found = Iterator[tuple[str, str]]
 
 def check(config: Config) -> list[tuple[str, str]]:
     """Return what is wrong between the fields: the dotted key to blame, and a message."""
-    return [*_what(config), *_batch(config), *_optim(config), *_data(config), *_slurm(config), *_env(config)]
+    sections = (_what, _batch, _optim, _data, _slurm, _env, _dist)
+    return [found for section in sections for found in section(config)]
 
 
 def _what(config: Config) -> Found:
@@ -113,3 +114,32 @@ def _env(config: Config) -> Found:
     for index, line in enumerate(env.setup):
         if line.lstrip().startswith(("#SBATCH", "#PBS", "#BSUB")):
             yield f"env.setup[{index}]", "the scheduler ignores this line so far down; use the keys of slurm"
+
+
+def _dist(config: Config) -> Found:
+    dist = config.dist
+    if dist.strategy == "horovod":
+        if dist.launcher == "torchrun":
+            yield "dist.launcher", "Horovod does not read what torchrun sets; use srun, mpirun or horovodrun"
+        if dist.backend == "nccl":
+            yield (
+                "dist.backend",
+                "Horovod agrees by gloo or mpi, and sums on GPUs by NCCL itself; use auto, gloo or mpi",
+            )
+    else:
+        if dist.launcher == "horovodrun":
+            yield "dist.launcher", "horovodrun starts Horovod only; use strategy: horovod, or another launcher"
+        if dist.horovod != Horovod():
+            yield "dist.horovod", "nothing reads this with strategy: ddp; remove it, or use strategy: horovod"
+    if dist.mpi is not None and dist.launcher != "srun":
+        yield "dist.mpi", f"is an option of srun; remove it, or use launcher: srun instead of {dist.launcher}"
+    yield from _adasum(config)
+
+
+def _adasum(config: Config) -> Found:
+    if config.dist.horovod.op != "adasum":
+        return
+    if config.dist.backend == "gloo":
+        yield "dist.horovod.op", "adasum needs MPI; use backend: mpi with launcher: mpirun or srun"
+    if config.precision == "fp16":
+        yield "dist.horovod.op", "adasum joins what the optimizer did, so a loss cannot be scaled; use precision: bf16"

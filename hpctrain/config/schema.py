@@ -28,6 +28,7 @@ from hpctrain.config.texts import (
     Memory,
     Module,
     Mount,
+    MpiType,
     Name,
     NonNegative,
     Path,
@@ -37,7 +38,7 @@ from hpctrain.config.texts import (
     Words,
 )
 
-Precision = Literal["fp64", "fp32", "bf16"]
+Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -112,15 +113,36 @@ class Env(Struct, frozen=True, kw_only=True):
     """Python of the ranks; if absent: `python` of the venv or container, else the one that runs hpctrain now."""
 
 
+class Horovod(Struct, frozen=True, kw_only=True):
+    """Settings of `strategy: horovod`."""
+
+    op: Literal["average", "adasum"] = "average"
+    """How gradients are joined: their mean, or Adasum (Maleki et al. 2020), which needs MPI and a power of two of
+    ranks; `scale: linear` then counts the batch that is averaged, see docs/horovod-mpi.md."""
+    compression: Literal["none", "fp16"] = "none"
+    """fp16: gradients travel as 16-bit floats."""
+    groups: Positive | None = None
+    """Join the gradients in so many groups, each of which travels together; if absent, as they become ready."""
+    fusion_mb: Count | None = None
+    """Size of the buffer in which small gradients travel together; Horovod's default is 128, 0 turns it off."""
+    cycle_ms: Annotated[float, Meta(gt=0)] | None = None
+    """How often Horovod looks which gradients are ready; its default is 1."""
+
+
 class Dist(Struct, frozen=True, kw_only=True):
     """How the ranks find each other."""
 
-    strategy: Literal["ddp"] = "ddp"
-    """Data-parallel strategy: PyTorch DistributedDataParallel."""
-    backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """Collective library; auto: nccl on GPUs, gloo on CPUs."""
-    launcher: Literal["srun", "torchrun"] = "srun"
-    """What starts the ranks inside a Slurm job: one task per rank, or one torchrun agent per node."""
+    strategy: Literal["ddp", "horovod"] = "ddp"
+    """Data-parallel strategy: PyTorch DistributedDataParallel, or Horovod."""
+    backend: Literal["auto", "nccl", "gloo", "mpi"] = "auto"
+    """Collective library. ddp: auto is nccl on GPUs, gloo on CPUs; mpi is torch's own, which few builds have. horovod:
+    what its ranks agree by, auto is mpi under mpirun, else gloo; on GPUs it sums by NCCL where its wheel has it."""
+    launcher: Literal["srun", "torchrun", "mpirun", "horovodrun"] = "srun"
+    """What starts the ranks inside a Slurm job: one task per rank; one torchrun agent per node (ddp); mpirun;
+    horovodrun (horovod)."""
+    mpi: MpiType | None = None
+    """The MPI that srun offers its tasks, such as pmix or pmi2 (`srun --mpi=list` shows them); if absent: pmix where
+    the backend is mpi, else none."""
     ranks: Positive | None = None
     """Ranks without Slurm; with Slurm it must equal nodes x ranks per node."""
     interface: Interface | None = None
@@ -129,6 +151,7 @@ class Dist(Struct, frozen=True, kw_only=True):
     """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
     timeout: Positive = 600
     """Seconds that ranks wait for each other, at the start and in a collective."""
+    horovod: Horovod = Horovod()
     fork: bool = True
     """Without Slurm: import torch once and fork the ranks, where they cannot tell (see docs/guide.md); false: each
     rank starts as a process of its own."""
@@ -289,7 +312,7 @@ class Config(Struct, frozen=True, kw_only=True):
     batch: Batch | None = None
     optim: Optim | None = None
     precision: Precision = "fp32"
-    """fp32; bf16: autocast in bfloat16 with float32 weights; fp64: for proofs of equality."""
+    """fp32; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of equality."""
     train: Train | None = None
     checkpoint: Checkpoint = Checkpoint()
     restart: Restart = Restart()

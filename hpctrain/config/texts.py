@@ -50,6 +50,7 @@ Path = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,4096}", "a path without control
 Line = Annotated[str, _text(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4096}", "one line of shell code")]
 Module = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,255}", "a module such as cuda/12.4")]
 Interface = Annotated[str, _text(r"[A-Za-z0-9_.-]{1,15}", "the name of one network interface, such as ib0")]
+MpiType = Annotated[str, _text(r"[a-z0-9_]{1,32}", "one of what `srun --mpi=list` shows, such as pmix")]
 HostSuffix = Annotated[str, _text(r"[A-Za-z0-9.-]{0,63}", "letters, digits, '.' and '-'")]
 Mount = Annotated[
     str, _text(r"/[^\x00-\x1f\x7f:,]*(:/[^\x00-\x1f\x7f:,]*(:r[ow])?)?", "SRC[:DST[:ro]], absolute paths")

@@ -12,8 +12,7 @@ from hpctrain.data import images
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
-from hpctrain.plan import Plan
-from hpctrain.schedule import scaled_lr
+from hpctrain.plan import Plan, rate
 from hpctrain.train import optim
 from hpctrain.train.checkpoint import Checkpoints, Manifest
 from hpctrain.train.precision import Precision
@@ -62,13 +61,7 @@ def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
             f"{world} met {met} ranks in a group of {comm.size}; {plan.ranks} are planned",
             "start the run again with as many ranks as the plan says",
         )
-    optim_config = config.optim
-    lr = scaled_lr(
-        optim_config.lr,
-        rule=optim_config.scale,
-        global_batch=numbers["global_batch"],
-        base_batch=optim_config.base_batch,
-    )
+    lr = rate(plan, config)
     if lr != plan.lr_used:
         raise WorldError(f"the config gives the learning rate {lr:g}, the plan has {plan.lr_used:g}")
     return Numbers(**numbers)

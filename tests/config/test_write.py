@@ -118,6 +118,7 @@ SAFE = {
     "optim": schema.Optim(lr=0.1),
     "slurm": schema.Slurm(),
     "env": schema.Env(),
+    "dist": schema.Dist(),
 }
 """Sections to put in the place of those that `check` blames."""
 

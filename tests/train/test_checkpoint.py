@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 PLAN = Plan(
-    name="t", seed=3, nodes=1, ranks_per_node=2, ranks=2, device="cpu", backend="gloo", precision="fp32",
+    name="t", seed=3, nodes=1, ranks_per_node=2, ranks=2, device="cpu", strategy="ddp",
+    backend="gloo", launcher="local", precision="fp32",
     train_samples=100, global_batch=8, accumulate=1, steps_per_epoch=13, total_steps=26,
 )  # fmt: skip
 

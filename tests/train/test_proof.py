@@ -23,7 +23,9 @@ def plan_of(ranks, nodes=1):
         ranks_per_node=ranks // nodes,
         ranks=ranks,
         device="cpu",
+        strategy="ddp",
         backend="gloo",
+        launcher="local",
         precision="fp32",
     )
 
@@ -192,7 +194,7 @@ def test_strangers_and_silent_peers_do_not_hold_up_the_world(tmp_path, capfd):
             seen.set()
             time.sleep(1)
 
-    visitor = threading.Thread(target=stranger)
+    visitor = threading.Thread(target=stranger, daemon=True)
     visitor.start()
     leader_result = []
     leader = threading.Thread(
