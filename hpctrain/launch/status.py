@@ -191,6 +191,8 @@ def status(runs: Iterable[RunDir]) -> list[dict[str, Any]]:
             known = slurm.jobs(asked)
         except ClusterError as error:
             unanswered = f"Slurm cannot be asked: {error.message.splitlines()[0]}"
+        # A job that ended meanwhile has written its outcome since: what Slurm said must not be older than what is read.
+        gathered = [_facts(facts.run) if facts.job_id in asked else facts for facts in gathered]
     return [_row(facts, known.get(facts.job_id) if _is_slurms(facts) else None, unanswered) for facts in gathered]
 
 

@@ -311,3 +311,14 @@ def test_by_name_the_run_that_has_not_ended_is_cancelled(new, squeue, tmp_path):
     with pytest.raises(UsageError, match="2 runs named net have not ended") as caught:
         statuses.find_live("net", roots)
     assert waiting.name in str(caught.value)
+
+
+def test_an_outcome_that_is_written_while_slurm_is_asked_counts(new, fake):
+    run = new(attempts=[None])
+    outcome = json.dumps(ERROR)
+    fake("sacct", "exit 1")
+    line = r"7\x1fFAILED\x1fNonZeroExitCode\x1f2\x1fn[1-2]\x1f0\x1f0"
+    fake("squeue", f"printf '%s' '{outcome}' >{run.outcome(1)}; printf '{line}\\n'")
+    [row] = status([run])
+    assert (row["state"], row["cause"]) == ("FAILED", "error")
+    assert "ValueError: mine" in row["reason"]
