@@ -6,11 +6,17 @@ State travels as tensors and as bytes. There are no object collectives: they unp
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 
 class Step(Protocol):
     """One optimizer step of a wrapped model: forward and backward once per pass, then apply."""
+
+    optimizer: Optimizer
+    """The one that updates the weights; wrapping may have made another one, with empty state."""
+    scaler: GradScaler | None
+    """Scales the loss, and skips steps whose gradient overflows; its state belongs to a checkpoint."""
 
     def forward(self, images: Tensor, *, last: bool) -> Tensor:
         """Run the model on a pass's images `(B, C, H, W)`; `last` says that gradients are summed after this pass."""
@@ -40,13 +46,17 @@ class Comm(Protocol):
     def size(self) -> int:
         """Number of ranks."""
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer, *, example: Tensor) -> Step:
+    def wrap(
+        self, model: nn.Module, optimizer: Optimizer, *, example: Tensor, passes: int, scaler: GradScaler | None
+    ) -> Step:
         """Make a model train on all ranks; its weights become those of rank 0.
 
         Args:
             model: on its device, in the dtype of its weights.
             optimizer: over the model's parameters.
             example: a batch `(B, C, H, W)` as the model will get it; weights, buffers and random state are left alone.
+            passes: forward and backward passes in each step.
+            scaler: for float16; None: the loss is not scaled.
         """
 
     def sum(self, values: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hpctrain.config.schema import Horovod
+from hpctrain.dist import mpi
 from hpctrain.dist.comm import Comm
 from hpctrain.dist.ddp import Ddp
 from hpctrain.dist.interface import VARIABLES
@@ -24,6 +26,7 @@ def connect(
     interface: str | None,
     device: torch.device,
     timeout_s: float,
+    horovod: Horovod,
 ) -> Comm:
     """Form the group of all ranks; every rank calls this once.
 
@@ -36,6 +39,7 @@ def connect(
         interface: one concrete network interface for those of Gloo and NCCL for which the environment names none.
         device: this rank's device.
         timeout_s: how long a rank waits for the others, now and in each collective.
+        horovod: settings of the strategy horovod.
 
     Raises:
         WorldError: the ranks are not as many as planned, or did not come together in time.
@@ -51,30 +55,53 @@ def connect(
     if interface is not None:
         for name in VARIABLES:
             os.environ.setdefault(name, interface)
-    host, port = store
-    timeout = timedelta(seconds=timeout_s)
+    if plan.strategy == "horovod":
+        from hpctrain.dist import hvd
+
+        return hvd.connect(
+            plan, world, horovod, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s
+        )
     try:
-        shared = dist.TCPStore(  # type: ignore[attr-defined]
-            host,
-            port,
-            is_master=world.rank == 0,
-            timeout=timeout,
-            wait_for_workers=False,
-            master_listen_fd=listen_fd if world.rank == 0 else None,
-        )
-        dist.init_process_group(
-            plan.backend,
-            store=dist.PrefixStore("hpctrain", shared),  # type: ignore[attr-defined]
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timeout,
-            device_id=device if plan.backend == "nccl" else None,
-        )
+        _process_group(plan, world, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise WorldError(
-            f"{world} could not join the others through {host}:{port} on {interface or 'the default interface'} "
+            f"{world} could not join the others through {store[0]}:{store[1]} on {interface or 'the default interface'} "
             f"within {timeout_s:g} s: {reason}",
             "look at the other ranks' logs; if the interface is wrong, set dist.interface",
         ) from error
     return Ddp(device)
+
+
+def _process_group(
+    plan: Plan,
+    world: World,
+    *,
+    store: tuple[str, int],
+    listen_fd: int | None,
+    device: torch.device,
+    timeout_s: float,
+) -> None:
+    """Initialise torch's default process group."""
+    timeout = timedelta(seconds=timeout_s)
+    if plan.backend == "mpi":
+        mpi.require_in_torch()
+        if listen_fd is not None:  # MPI knows the others
+            os.close(listen_fd)
+        dist.init_process_group("mpi", timeout=timeout)
+        return
+    shared = dist.TCPStore(  # type: ignore[attr-defined]
+        *store,
+        is_master=world.rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listen_fd if world.rank == 0 else None,
+    )
+    dist.init_process_group(
+        plan.backend,
+        store=dist.PrefixStore("hpctrain", shared),  # type: ignore[attr-defined]
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        device_id=device if plan.backend == "nccl" else None,
+    )

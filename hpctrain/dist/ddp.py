@@ -5,10 +5,11 @@ import contextlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hpctrain.dist.single import SingleStep
+from hpctrain.dist.single import SingleStep, discard
 
 _REHEARSALS = 2
 
@@ -16,8 +17,15 @@ _REHEARSALS = 2
 class DdpStep(SingleStep):
     """The step of a model whose gradient is summed over all ranks during the last backward pass."""
 
-    def __init__(self, model: DistributedDataParallel, optimizer: Optimizer, ranks: int, device: torch.device) -> None:
-        super().__init__(model, optimizer)
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        optimizer: Optimizer,
+        scaler: GradScaler | None,
+        ranks: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(model, optimizer, scaler)
         self._ddp = model
         # DDP divides by the ranks. This factor takes that back: a power of two exactly, others to the last bit or so,
         # but always in the same way.
@@ -34,7 +42,7 @@ class DdpStep(SingleStep):
         """Add the gradient; the last pass sums buckets over the ranks while it still computes others."""
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             # the factor enters as the gradient of the loss, which saves a multiplication on the tape
-            loss.backward(self._ranks[loss.dtype])  # type: ignore[no-untyped-call]
+            self._scaled(loss).backward(self._ranks[loss.dtype])  # type: ignore[no-untyped-call]
 
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -49,7 +57,15 @@ class Ddp:
         # NCCL reduces only what lies on its GPU
         self._meeting = device if dist.get_backend() == "nccl" else torch.device("cpu")
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer, *, example: Tensor) -> DdpStep:
+    def wrap(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        example: Tensor,
+        passes: int,  # noqa: ARG002 - `last` tells the step
+        scaler: GradScaler | None,
+    ) -> DdpStep:
         """Wrap the model and let DDP settle.
 
         DDP orders its buckets anew by what the first backward pass shows, when the second forward pass begins. With
@@ -60,7 +76,7 @@ class Ddp:
         """
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            _discard(model(example))
+            discard(model(example))
             unused = any(part.requires_grad and part.grad is None for part in model.parameters())
             optimizer.zero_grad(set_to_none=True)
             wrapped = DistributedDataParallel(
@@ -70,12 +86,12 @@ class Ddp:
                 find_unused_parameters=unused,
             )
             for _ in range(_REHEARSALS):
-                _discard(wrapped(example))
+                discard(wrapped(example))
                 optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        return DdpStep(wrapped, optimizer, self.size, self._device)
+        return DdpStep(wrapped, optimizer, scaler, self.size, self._device)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks."""
@@ -106,8 +122,3 @@ class Ddp:
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
-
-
-def _discard(logits: Tensor) -> None:
-    """Run a backward pass for the order in which it visits the parameters; its gradient is zero."""
-    (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hpctrain.errors import WorldError
 
-VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HOROVOD_GLOO_IFACE")
 """Where the collective libraries look; what a user or site has set there stays, unless `dist.interface` is given."""
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h

@@ -2,14 +2,15 @@
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 
 class SingleStep:
     """The step of a model on one rank."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
+    def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None) -> None:
+        self._model, self.optimizer, self.scaler = model, optimizer, scaler
 
     def forward(self, images: Tensor, *, last: bool) -> Tensor:  # noqa: ARG002 - one rank sums nothing
         """Run the model."""
@@ -17,18 +18,33 @@ class SingleStep:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002
         """Add the gradient."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale_and_clip(self, max_norm: float | None) -> None:
         """Clip the gradient's 2-norm."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
     def apply(self) -> bool:
         """Update the weights."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return True
+        updated = self._update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return updated
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _update(self) -> bool:
+        """Let the optimizer step, or the scaler skip the step: it sees the gradient of all ranks, so all skip."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
 
 
 class Single:
@@ -37,9 +53,17 @@ class Single:
     rank = 0
     size = 1
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer, *, example: Tensor) -> SingleStep:  # noqa: ARG002
+    def wrap(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        example: Tensor,  # noqa: ARG002
+        passes: int,  # noqa: ARG002
+        scaler: GradScaler | None,
+    ) -> SingleStep:
         """Take the model as it is."""
-        return SingleStep(model, optimizer)
+        return SingleStep(model, optimizer, scaler)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return a copy."""
@@ -58,3 +82,8 @@ class Single:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def discard(logits: Tensor) -> None:
+    """Run a backward pass for the order in which it visits the parameters; its gradient is zero."""
+    (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]

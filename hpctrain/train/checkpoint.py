@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 from torch import nn
-from torch.optim import Optimizer
 
+from hpctrain.dist.comm import Step
 from hpctrain.errors import CheckpointError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
@@ -55,6 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """An evaluation that was due at this step has been done."""
     config_sha256: str
     optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    """State of what scales the loss; None where nothing does."""
     files: dict[str, Sum]
     sha256: str = ""
     """Of this file itself with this field empty."""
@@ -111,8 +113,8 @@ class Checkpoints:
                 damaged.append(error.message)
         return None, damaged
 
-    def load(self, manifest: Manifest, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put a checkpoint's state into the model and the optimizer; every rank checks what it reads.
+    def load(self, manifest: Manifest, model: nn.Module, step: Step) -> None:
+        """Put a checkpoint's state into the model, the optimizer and the scaler; every rank checks what it reads.
 
         Raises:
             CheckpointError: the plan gives `step` another meaning, the model has another shape, or a byte changed.
@@ -121,22 +123,24 @@ class Checkpoints:
         self._compare(manifest, path)
         state.load_model(model, _read(path / _MODEL, manifest.files[_MODEL]), str(path / _MODEL))
         content = _read(path / _OPTIM, manifest.files[_OPTIM])
-        state.load_optimizer(optimizer, content, manifest.optimizer, str(path / _OPTIM))
+        state.load_optimizer(step.optimizer, content, manifest.optimizer, str(path / _OPTIM))
+        if step.scaler is not None and manifest.scaler is not None:
+            step.scaler.load_state_dict(manifest.scaler)
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer, *, evaluated: bool) -> None:
-        """Publish the state after `step` steps, read it back, then delete those that are no longer to be kept.
+    def save(self, done: int, model: nn.Module, step: Step, *, evaluated: bool) -> None:
+        """Publish the state after `done` steps, read it back, then delete those that are no longer to be kept.
 
         Raises:
             CheckpointError: it cannot be written, or a newer attempt has shut this one out.
         """
-        optim_content, scalars = state.optimizer_bytes(optimizer)
+        optim_content, scalars = state.optimizer_bytes(step.optimizer)
         contents = {_MODEL: state.model_bytes(model), _OPTIM: optim_content}
         steps_per_epoch, global_batch = self._plan.steps_per_epoch or 1, self._plan.global_batch or 0
         manifest = Manifest(
             format=FORMAT,
-            step=step,
-            epoch=step // steps_per_epoch,
-            position=step % steps_per_epoch * global_batch,
+            step=done,
+            epoch=done // steps_per_epoch,
+            position=done % steps_per_epoch * global_batch,
             seed=self._plan.seed,
             global_batch=global_batch,
             train_samples=self._plan.train_samples or 0,
@@ -145,25 +149,26 @@ class Checkpoints:
             evaluated=evaluated,
             config_sha256=self._config_sha256,
             optimizer=scalars,
+            scaler=None if step.scaler is None else step.scaler.state_dict(),
             files={name: Sum(len(part), hashlib.sha256(part).hexdigest()) for name, part in contents.items()},
         ).sealed()
         contents[_MANIFEST] = manifest.encode()
-        target = self._run.checkpoint(step)
+        target = self._run.checkpoint(done)
         try:
             self._publish(target, contents)
-            if verify(target, step).global_batch != global_batch:
+            if verify(target, done).global_batch != global_batch:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
-            self._delete_old(step)
+            self._delete_old(done)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"step {step} was not saved: attempt {self._attempt} was shut out by a newer attempt of "
+                f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of "
                 f"{self._run.path} ({error.filename} is gone)",
                 "this attempt is stale; the newer one goes on from the last checkpoint",
             ) from error
         except OSError as error:
             size = sum(map(len, contents.values()))
             raise CheckpointError(
-                f"step {step} was not saved: {error.strerror} ({size} bytes for {target})", _disk(self._run.path)
+                f"step {done} was not saved: {error.strerror} ({size} bytes for {target})", _disk(self._run.path)
             ) from error
 
     def _publish(self, target: Path, contents: dict[str, bytes]) -> None:

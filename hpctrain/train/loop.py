@@ -74,10 +74,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
-    data, model, optimizer, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
+    data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
     config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
     checkpoints = Checkpoints(run, attempt, plan, keep=config.checkpoint.keep, config_sha256=config_sha256)
-    found = prepare.resume(checkpoints, comm, model, optimizer)
+    found = prepare.resume(checkpoints, comm, model, wrapped)
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
         raise JobError(
@@ -120,7 +120,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         timer.pause()
         _check_loss(float(comm.sum(meter.totals())[0]), done, lr)  # what no number made is not worth keeping
         if comm.rank == 0:
-            checkpoints.save(done, model, optimizer, evaluated=evaluated)
+            checkpoints.save(done, model, wrapped, evaluated=evaluated)
         timer.go_on()
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
@@ -128,7 +128,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
 
     for index in range(start, total):
         lr = rate(index)
-        for group in optimizer.param_groups:
+        for group in wrapped.optimizer.param_groups:
             group["lr"] = lr
         share = batches[index]
         for number, (chosen, stand_in) in enumerate(zip(share.passes, share.stand_in, strict=True)):
@@ -151,7 +151,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if sample_log is not None:
             sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
         if index == start or done == total:
-            _check_step(optimizer, rate(index), share.mine, share.samples, comm, plan)
+            _check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
 
         if done >= stop.next_step and done < total:
             cause = stop.agree(done, comm)

@@ -4,6 +4,7 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from hpctrain.config.schema import Precision as Name
 
@@ -13,6 +14,8 @@ class Precision:
 
     - fp32: everything in float32, also on GPUs, where torch would let convolutions round to TF32.
     - bf16: weights, gradients and optimizer in float32; matrix products and convolutions in bfloat16 (autocast).
+    - fp16: the same in float16, whose range is small: the loss is scaled, and a step that overflows is left out
+      (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
     - fp64: everything in float64, for proofs of equality.
     """
 
@@ -29,6 +32,9 @@ class Precision:
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """Return the context in which the model runs; a new one for each use."""
-        if self.name == "bf16":
-            return torch.autocast(self._device, torch.bfloat16)
-        return contextlib.nullcontext()
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
+        return contextlib.nullcontext() if half is None else torch.autocast(self._device, half)
+
+    def scaler(self) -> GradScaler | None:
+        """Return what scales the loss, where that is needed."""
+        return GradScaler(self._device) if self.name == "fp16" else None

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data import images
@@ -41,7 +40,6 @@ class Parts(NamedTuple):
 
     data: images.Dataset
     model: nn.Module
-    optimizer: Optimizer
     step: Step
     precision: Precision
 
@@ -98,12 +96,12 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     example, _ = data.train.gather(torch.arange(min(2, numbers.train_samples), device=device))
     with precision.arithmetic():
         _try_out(model, example, data.classes, config.model.name)
-        step = comm.wrap(model, optimizer, example=example)
-    return Parts(data, model, optimizer, step, precision)
+        step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=precision.scaler())
+    return Parts(data, model, step, precision)
 
 
-def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, optimizer: Optimizer) -> Manifest | None:
-    """Shut out older attempts, then put the newest checkpoint that verifies into model and optimizer.
+def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -> Manifest | None:
+    """Shut out older attempts, then put the newest checkpoint that verifies into model, optimizer and scaler.
 
     Rank 0 chooses, so that all go on from the same; None if there is none yet.
 
@@ -122,7 +120,7 @@ def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, optimizer: Op
     if not choice:
         return None
     manifest = msgspec.json.decode(choice, type=Manifest)
-    checkpoints.load(manifest, model, optimizer)
+    checkpoints.load(manifest, model, step)
     if comm.rank == 0:
         print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
     return manifest

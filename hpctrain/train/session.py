@@ -48,6 +48,7 @@ def run(
         interface=network,
         device=device,
         timeout_s=config.dist.timeout,
+        horovod=config.dist.horovod,
     )
     train(run, attempt, config, plan, world, comm, device, stop, debug=debug)
     comm.close()

@@ -68,7 +68,7 @@ def _clip(*given: Any) -> dict[str, Any]:
     model, images = torch.nn.Linear(6, 3), torch.randn(4, 6)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = [part.detach().clone() for part in model.parameters()]
-    step = comm.wrap(model, optimizer, example=images[:2])
+    step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=None)
     mine = images[comm.rank * 4 // comm.size : (comm.rank + 1) * 4 // comm.size]
     step.backward(step.forward(mine, last=True).square().sum() * 9, last=True)
     step.unscale_and_clip(None)
@@ -82,7 +82,8 @@ def _accumulate(*given: Any) -> dict[str, Any]:
     comm: Comm = given[5]
     torch.manual_seed(0)
     model, images = torch.nn.Linear(6, 3).double(), torch.randn(4, 6).double()
-    step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), example=images[:2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = comm.wrap(model, optimizer, example=images[:2], passes=2, scaler=None)
     whole = torch.autograd.grad(model(images).square().sum(), model.weight)[0]
     alone = torch.autograd.grad(model(images[comm.rank : comm.rank + 1]).square().sum(), model.weight)[0] * comm.size
     kept = []
@@ -107,7 +108,8 @@ def _wrap(*given: Any) -> dict[str, Any]:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     example = torch.randn(2, 1, 8, 8)
     random = torch.random.get_rng_state()
-    comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9), example=example)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    comm.wrap(model, optimizer, example=example, passes=1, scaler=None)
     return {"value": {
         "same": all(value.equal(before[key]) for key, value in model.state_dict().items()),
         "random": torch.random.get_rng_state().equal(random),

@@ -218,7 +218,14 @@ def _rank(
     try:
         device = torch.device("cpu")
         comm = connect(
-            plan, world, store=("127.0.0.1", port), listen_fd=listen_fd, interface="lo", device=device, timeout_s=30
+            plan,
+            world,
+            store=("127.0.0.1", port),
+            listen_fd=listen_fd,
+            interface="lo",
+            device=device,
+            timeout_s=30,
+            horovod=config.dist.horovod,
         )
         report = bodies.BODIES[body](run, attempt, config, plan, world, comm, device, stop, options)
         comm.close()

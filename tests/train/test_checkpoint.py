@@ -9,6 +9,8 @@ from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 
 torch = pytest.importorskip("torch")
+from hpctrain.dist.single import SingleStep  # noqa: E402 - needs torch
+
 pytestmark = pytest.mark.torch
 
 PLAN = Plan(
@@ -45,13 +47,13 @@ def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
     optimizer = kind(model.parameters(), lr=0.1, **options)
     model(torch.randn(5, width)).square().sum().backward()
     optimizer.step()
-    return model, optimizer
+    return model, SingleStep(model, optimizer)
 
 
-def state_of(model, optimizer):
+def state_of(model, step):
     from hpctrain.train import state
 
-    return state.model_bytes(model), state.optimizer_bytes(optimizer)
+    return state.model_bytes(model), state.optimizer_bytes(step.optimizer)
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -59,47 +61,47 @@ def state_of(model, optimizer):
     (torch.optim.Adam, {"amsgrad": True}), (torch.optim.RMSprop, {"centered": True}), (torch.optim.Adagrad, {}),
 ])  # fmt: skip
 def test_a_saved_state_comes_back_to_the_byte(run, kind, options):
-    model, optimizer = parts(kind=kind, **options)
+    model, step = parts(kind=kind, **options)
     store = checkpoints(run)
-    store.save(5, model, optimizer, evaluated=True)
-    other, other_optimizer = parts(seed=1, kind=kind, **options)
-    assert state_of(other, other_optimizer) != state_of(model, optimizer)
+    store.save(5, model, step, evaluated=True)
+    other, other_step = parts(seed=1, kind=kind, **options)
+    assert state_of(other, other_step) != state_of(model, step)
     manifest, damaged = store.newest()
     assert (manifest.step, manifest.epoch, manifest.position, damaged) == (5, 0, 40, [])
-    store.load(manifest, other, other_optimizer)
-    assert state_of(other, other_optimizer) == state_of(model, optimizer)
+    store.load(manifest, other, other_step)
+    assert state_of(other, other_step) == state_of(model, step)
 
 
 def test_momentum_of_channels_last_weights_lies_in_memory_as_they_do(run):
     def build():
         model = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
-        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        return model, SingleStep(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True))
 
-    model, optimizer = build()
+    model, step = build()
     model(torch.randn(2, 3, 5, 5)).sum().backward()
-    optimizer.step()
+    step.optimizer.step()
     store = checkpoints(run)
-    store.save(1, model, optimizer, evaluated=True)
-    other, other_optimizer = build()
-    store.load(store.newest()[0], other, other_optimizer)
+    store.save(1, model, step, evaluated=True)
+    other, other_step = build()
+    store.load(store.newest()[0], other, other_step)
     weight = other.weight
-    assert other_optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
+    assert other_step.optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
     other.zero_grad()
     model.zero_grad()
-    for one, steps in ((model, optimizer), (other, other_optimizer)):
+    for one, steps in ((model, step), (other, other_step)):
         one(torch.ones(2, 3, 5, 5)).sum().backward()
-        steps.step()
+        steps.optimizer.step()
     assert model.weight.equal(other.weight)
 
 
 def test_settings_are_those_of_the_config_not_of_the_checkpoint(run):
-    model, optimizer = parts(momentum=0.9, weight_decay=0.5)
+    model, step = parts(momentum=0.9, weight_decay=0.5)
     store = checkpoints(run)
-    store.save(5, model, optimizer, evaluated=True)
-    other, other_optimizer = parts(momentum=0.8, weight_decay=0.1)
-    store.load(store.newest()[0], other, other_optimizer)
-    assert other_optimizer.param_groups[0]["momentum"] == 0.8
-    assert other_optimizer.param_groups[0]["weight_decay"] == 0.1
+    store.save(5, model, step, evaluated=True)
+    other, other_step = parts(momentum=0.8, weight_decay=0.1)
+    store.load(store.newest()[0], other, other_step)
+    assert other_step.optimizer.param_groups[0]["momentum"] == 0.8
+    assert other_step.optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 def test_the_newest_are_kept(run):

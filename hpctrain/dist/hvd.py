@@ -1,0 +1,247 @@
+"""Many ranks with Horovod: they agree by MPI or Gloo, and sum by the same, on GPUs by NCCL.
+
+Traps that this module is built around (Horovod 0.28.1):
+
+- Gloo needs a rendezvous; a Horovod that finds neither its variables nor MPI forms a world of one, silently.
+- Wrapping an optimizer makes another one, with empty state: load into `Step.optimizer`, after `wrap`.
+- `broadcast_optimizer_state` takes a step, and `broadcast_object` unpickles: state travels through `Comm.broadcast`.
+- Collectives without a name get one from a counter per process, and wait forever after unequal counts.
+- A scaler must see the summed gradient: `synchronize` before `unscale_`, `skip_synchronize` around the step.
+- A parameter without a gradient gets one of zeros, which weight decay and momentum then act on.
+- There are no bfloat16 tensors.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from hpctrain.config.schema import Horovod as Settings
+from hpctrain.dist import horovod_build, rendezvous
+from hpctrain.dist.single import SingleStep, discard
+from hpctrain.errors import UsageError, WorldError
+from hpctrain.plan import Plan
+from hpctrain.world import World
+
+
+def connect(
+    plan: Plan,
+    world: World,
+    settings: Settings,
+    *,
+    store: tuple[str, int],
+    listen_fd: int | None,
+    device: torch.device,
+    timeout_s: float,
+) -> "Horovod":
+    """Form Horovod's world; every rank calls this once. The arguments are those of `dist.connect.connect`.
+
+    Raises:
+        UsageError: Horovod is missing, or lacks what the plan needs.
+        WorldError: it formed another world than the planned one.
+    """
+    hvd = horovod_build.load()
+    _require(hvd, plan, world, device)
+    os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
+    server = None
+    if listen_fd is not None and plan.backend == "gloo":
+        server = rendezvous.serve(listen_fd, plan)
+    elif listen_fd is not None:
+        os.close(listen_fd)
+    try:
+        hvd.init()
+    except (RuntimeError, ValueError) as error:
+        raise WorldError(
+            f"{world} could not join the others by Horovod over {plan.backend}: {error}",
+            "look at the other ranks' logs",
+        ) from error
+    if (hvd.size(), hvd.rank()) != (plan.ranks, world.rank):
+        raise WorldError(
+            f"{world.launcher} started {world}, but Horovod formed a world of {hvd.size()} in which this is rank "
+            f"{hvd.rank()}; {plan.ranks} ranks are planned",
+            f"if its MPI is not the one of {world.launcher}, build it again: {horovod_build.BUILD}; or let it agree by "
+            "Gloo: dist.backend=gloo",
+        )
+    comm = Horovod(hvd, settings, device)
+    comm.barrier()  # every rank has found every other, and needs the server no more
+    if server is not None:
+        server.shutdown()
+        server.server_close()
+    return comm
+
+
+def _require(hvd: ModuleType, plan: Plan, world: World, device: torch.device) -> None:
+    if plan.backend == "mpi" and not hvd.mpi_built():
+        raise UsageError(
+            f"this Horovod was built without MPI, and its ranks shall agree by MPI ({world} was started by "
+            f"{world.launcher}): each would be a world of its own",
+            f"let them agree by Gloo with dist.backend=gloo, or build it with MPI: {horovod_build.BUILD}",
+        )
+    if plan.backend == "gloo" and not hvd.gloo_built():
+        raise UsageError(
+            "this Horovod was built without Gloo, and its ranks shall agree by Gloo",
+            "let them agree by MPI with dist.backend=mpi, under mpirun or srun",
+        )
+    if device.type == "cuda" and not hvd.nccl_built():
+        raise UsageError(
+            "this Horovod was built without NCCL: sums on GPUs would go through the memory of the host",
+            f"build it where nvcc and NCCL are found: {horovod_build.BUILD}",
+        )
+
+
+class HorovodStep(SingleStep):
+    """The step of a model whose gradient Horovod sums while the last backward pass still runs."""
+
+    def __init__(self, model: nn.Module, optimizer: Any, scaler: GradScaler | None, unused: list[nn.Parameter]) -> None:
+        super().__init__(model, optimizer, scaler)
+        self._horovods = optimizer
+        self._unused = unused
+        self._summed = False
+
+    def unscale_and_clip(self, max_norm: float | None) -> None:
+        """Wait for the sums first: what a scaler sees must be the same on all ranks."""
+        self._wait()
+        super().unscale_and_clip(max_norm)
+
+    def apply(self) -> bool:
+        """Wait for the sums; update; drop the gradient."""
+        self._wait()
+        self._summed = False
+        with self._horovods.skip_synchronize():
+            updated = self._update()
+        self._horovods.zero_grad()
+        return updated
+
+    def _wait(self) -> None:
+        if not self._summed:  # a second time would sum the sums
+            self._horovods.synchronize()
+            for parameter in self._unused:
+                parameter.grad = None
+            self._summed = True
+
+
+class AdasumStep(SingleStep):
+    """The step of a model where each rank updates by its own gradient, and Adasum joins the updates."""
+
+    def __init__(self, model: nn.Module, optimizer: Any, ranks: int) -> None:
+        super().__init__(model, optimizer)
+        self._ranks = ranks
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of the mean over this rank's own samples."""
+        super().backward(loss * self._ranks, last=last)
+
+    def unscale_and_clip(self, max_norm: float | None) -> None:
+        """Refuse: the optimizer has seen the gradient by now.
+
+        Raises:
+            UsageError: clipping is asked for.
+        """
+        if max_norm is not None:
+            raise UsageError("gradients cannot be clipped with dist.horovod.op: adasum", "use op: average")
+
+
+class Horovod:
+    """The ranks of an initialised Horovod."""
+
+    def __init__(self, hvd: ModuleType, settings: Settings, device: torch.device) -> None:
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        self._hvd, self._settings, self._device = hvd, settings, device
+
+    def wrap(
+        self, model: nn.Module, optimizer: Optimizer, *, example: Tensor, passes: int, scaler: GradScaler | None
+    ) -> HorovodStep | AdasumStep:
+        """Give all ranks rank 0's weights, and wrap the optimizer."""
+        unused = _without_gradient(model, optimizer, example, self._device)
+        for name, tensor in sorted(model.state_dict().items()):
+            self._send(tensor, f"hpctrain.state.{name}")
+        hvd, settings = self._hvd, self._settings
+        adasum = settings.op == "adasum"
+        with self._names_as_json():
+            wrapped = hvd.DistributedOptimizer(
+                optimizer,
+                named_parameters=[(f"hpctrain.gradient.{name}", part) for name, part in model.named_parameters()],
+                compression=hvd.Compression.fp16 if settings.compression == "fp16" else hvd.Compression.none,
+                backward_passes_per_step=passes,
+                op=hvd.Adasum if adasum else hvd.Sum,
+                groups=None if adasum else settings.groups,
+            )
+        wrapped.zero_grad()
+        return AdasumStep(model, wrapped, self.size) if adasum else HorovodStep(model, wrapped, scaler, unused)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks."""
+        flat = values.detach().cpu().reshape(-1)
+        kind = f"hpctrain.sum.{values.dtype}.{flat.numel()}"
+        summed: Tensor = self._hvd.allreduce(flat, op=self._hvd.Sum, name=kind)
+        return summed.reshape(values.shape)
+
+    def any(self, flag: bool) -> bool:
+        """Say whether any rank's flag is set."""
+        return bool(self.sum(torch.tensor([int(flag)])).item())
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Send the length, then the bytes."""
+        length = self._hvd.broadcast(torch.tensor([len(content)]), 0, name="hpctrain.length")
+        count = int(length.item())
+        if count == 0:
+            return b""
+        sent = bytearray(content) if self.rank == 0 else bytearray(count)
+        carried = torch.frombuffer(sent, dtype=torch.uint8)
+        received: Tensor = self._hvd.broadcast(carried, 0, name=f"hpctrain.bytes.{count}")
+        return received.numpy().tobytes()
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.any(False)
+
+    def close(self) -> None:
+        """Leave Horovod's world."""
+        self._hvd.shutdown()
+
+    def _send(self, tensor: Tensor, name: str) -> None:
+        """Overwrite a tensor by rank 0's."""
+        carried = tensor.detach().reshape(-1)  # of no dimension, too
+        carried = carried.view(torch.int16) if tensor.dtype is torch.bfloat16 else carried
+        received = self._hvd.broadcast(carried, 0, name=name)
+        with torch.no_grad():
+            tensor.copy_(received.view(tensor.dtype).reshape(tensor.shape))
+
+    @contextmanager
+    def _names_as_json(self) -> Iterator[None]:
+        """While it wraps, Horovod sends a list of names by its `broadcast_object`: let it travel as JSON instead."""
+
+        def broadcast_names(names: list[str], **_: object) -> list[str]:
+            return msgspec.json.decode(self.broadcast(msgspec.json.encode(names)), type=list[str])
+
+        module: Any = importlib.import_module("horovod.torch.optimizer")
+        theirs = module.broadcast_object
+        module.broadcast_object = broadcast_names
+        try:
+            yield
+        finally:
+            module.broadcast_object = theirs
+
+
+def _without_gradient(
+    model: nn.Module, optimizer: Optimizer, example: Tensor, device: torch.device
+) -> list[nn.Parameter]:
+    """Return the parameters that a backward pass leaves out; weights, buffers and random state are left alone."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        discard(model(example))
+    unused = [part for part in model.parameters() if part.requires_grad and part.grad is None]
+    optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return unused
