@@ -53,7 +53,7 @@ def connect(
     os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
     server = None
     if listen_fd is not None and plan.backend == "gloo":
-        server = rendezvous.serve(listen_fd, plan)
+        server = rendezvous.serve(listen_fd, nodes=plan.nodes, ranks_per_node=plan.ranks_per_node)
     elif listen_fd is not None:
         os.close(listen_fd)
     try:

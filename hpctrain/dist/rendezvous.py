@@ -56,7 +56,7 @@ def environment(
     return given
 
 
-def serve(listen_fd: int, plan: Plan) -> BaseServer:
+def serve(listen_fd: int, *, nodes: int, ranks_per_node: int) -> BaseServer:
     """Serve the meeting on a socket that listens already, in a thread, until `shutdown()` and `server_close()`."""
     from horovod.runner.common.util.hosts import SlotInfo
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
@@ -77,10 +77,10 @@ def serve(listen_fd: int, plan: Plan) -> BaseServer:
             """It listens already."""
 
     server = Server(listener.getsockname(), RendezvousHandler, False)
-    per_node = plan.ranks_per_node
+    ranks, per_node = nodes * ranks_per_node, ranks_per_node
     server.init([
-        SlotInfo(_node(rank // per_node), rank, rank % per_node, rank // per_node, plan.ranks, per_node, plan.nodes)
-        for rank in range(plan.ranks)
+        SlotInfo(_node(rank // per_node), rank, rank % per_node, rank // per_node, ranks, per_node, nodes)
+        for rank in range(ranks)
     ])
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return server

@@ -18,7 +18,7 @@ import msgspec
 
 from hpctrain import plan as planning
 from hpctrain.config.load import Loaded, load
-from hpctrain.dist import interface
+from hpctrain.dist import interface, mpi
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, changed_since, read_json
@@ -93,7 +93,11 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
             peers=[host for host in expected.hosts if host != world.host],
             nodes=plan.nodes,
         )
-    joined = proof.join(_claim(run, attempt, world, plan), expected, run, address)
+    # Horovod joins MPI's world itself
+    by_mpi = plan.strategy == "ddp" and (plan.launcher == "mpirun" or plan.backend == "mpi" or config.dist.mpi)
+    joined = proof.join(
+        _claim(run, attempt, world, plan), expected, run, address, mpi.bootstrap(world) if by_mpi else None
+    )
     network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
     if config.dist.interface is not None:  # it wins over what the site has set
         os.environ.update(dict.fromkeys(interface.VARIABLES, network))
@@ -101,7 +105,7 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
         f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", file=sys.stderr
     )
     if config.command is not None:
-        script.prepare(world, joined, network)
+        script.prepare(config, plan, world, joined, network)
         return config.command
     from hpctrain.train import session
 

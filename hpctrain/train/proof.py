@@ -1,7 +1,8 @@
 """The world proof: before the first collective the ranks show that they are the world that was planned.
 
 1. Rank 0 binds two sockets on the job's interface, one for the store and one for the proof, and then publishes the
-   proof's address in the attempt's directory. A port is never derived from a job id: whoever holds it has it.
+   proof's address in the attempt's directory, or by MPI where that starts the ranks. A port is never derived from a
+   job id: whoever holds it has it.
 2. Every other rank connects and both ends prove that they know the attempt's secret (HMAC, multiprocessing.connection);
    then it sends its claim as JSON bytes. Nothing is unpickled.
 3. Rank 0 compares the claims with the plan and with each other, and answers all of them: the store's port, or what is
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hpctrain.dist.mpi import Mpi
 from hpctrain.errors import WorldError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, publish
@@ -133,7 +135,7 @@ def misplaced(claims: Sequence[Claim], expected: Expectation) -> list[str]:
     return found
 
 
-def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None) -> Joined:
+def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None, mpi: Mpi | None = None) -> Joined:
     """Prove the world; return where its store is.
 
     Args:
@@ -141,6 +143,7 @@ def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None) 
         expected: the plan and what was asked of the nodes.
         run: the run directory, through which rank 0 publishes its address.
         address: rank 0: the address to bind; other ranks: None.
+        mpi: tells the others rank 0's address; None: the run directory does.
 
     Raises:
         WorldError: the world is not the planned one, or did not form in time.
@@ -149,19 +152,25 @@ def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None) 
     if claim.rank == 0:
         if address is None:
             raise AssertionError("rank 0 needs an address to bind")
-        return _lead(claim, expected, run, key, address)
-    return _follow(claim, expected, run, key)
+        return _lead(claim, expected, run, key, address, mpi)
+    deadline = time.monotonic() + expected.timeout_s
+    if mpi is not None:
+        found = msgspec.json.decode(mpi.broadcast(b""), type=dict[str, str | int])
+    else:
+        found = _published(run, claim, expected, deadline)
+    return _follow(claim, expected, run, key, found, deadline)
 
 
-def _lead(claim: Claim, expected: Expectation, run: RunDir, key: bytes, address: str) -> Joined:
+def _lead(claim: Claim, expected: Expectation, run: RunDir, key: bytes, address: str, mpi: Mpi | None) -> Joined:
     store = _listener(address, expected.plan.ranks)
     problems = problems_of([claim], expected)
     if expected.plan.ranks > 1:
         with _listener(address, expected.plan.ranks) as door:
-            publish(
-                run.rendezvous(claim.attempt),
-                msgspec.json.encode({"host": claim.host, "address": address, "port": door.getsockname()[1]}),
-            )
+            where = msgspec.json.encode({"host": claim.host, "address": address, "port": door.getsockname()[1]})
+            if mpi is not None:
+                mpi.broadcast(where)
+            else:
+                publish(run.rendezvous(claim.attempt), where)
             problems = _Reception(claim, expected, key, store.getsockname()[1]).gather(door)
     if problems:
         store.close()
@@ -254,9 +263,9 @@ def _authenticated(peer: socket.socket) -> Connection:
     return Connection(peer.detach())
 
 
-def _follow(claim: Claim, expected: Expectation, run: RunDir, key: bytes) -> Joined:
-    deadline = time.monotonic() + expected.timeout_s
-    found = _published(run, claim, expected, deadline)
+def _follow(
+    claim: Claim, expected: Expectation, run: RunDir, key: bytes, found: dict[str, str | int], deadline: float
+) -> Joined:
     host, address, port = found["host"], str(found["address"]), int(found["port"])
     where = f"rank 0 ({host}) at {address}:{port}"
     try:

@@ -2,6 +2,8 @@
 
 Rank 0 leaves a child behind that holds the store on the socket bound before the proof. So the port can neither be
 taken nor raced for, and `TORCHELASTIC_USE_AGENT_STORE=True` makes `init_process_group()` of any script a client of it.
+With `strategy: horovod` the child serves Horovod's rendezvous instead, and `hvd.init()` of any script finds it; where
+the ranks agree by MPI nobody has to meet.
 """
 
 import os
@@ -12,25 +14,37 @@ from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType
 from typing import NoReturn
 
+from hpctrain.config.schema import Config
+from hpctrain.dist import rendezvous
 from hpctrain.dist.interface import VARIABLES
 from hpctrain.errors import UsageError
+from hpctrain.plan import Plan
 from hpctrain.train.proof import Joined
 from hpctrain.world import World, threads_per_rank
 
 
-def environment(world: World, joined: Joined, network: str) -> dict[str, str]:
-    """Return the variables that scripts written for torchrun read; what the user set of the interfaces stays."""
+def environment(config: Config, plan: Plan, world: World, joined: Joined, network: str) -> dict[str, str]:
+    """Return the variables that scripts read who were written for torchrun, or Horovod does.
+
+    What the user or site has set of the interfaces stays.
+    """
     given = {
         "RANK": str(world.rank),
         "WORLD_SIZE": str(world.size),
         "LOCAL_RANK": str(world.local_rank),
         "LOCAL_WORLD_SIZE": str(world.local_size),
         "GROUP_RANK": str(world.node),
-        "MASTER_ADDR": joined.host,
-        "MASTER_PORT": str(joined.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
     }
+    store = (joined.host, joined.port)
+    if plan.strategy == "horovod":
+        given |= rendezvous.environment(plan, world, config.dist.horovod, store=store, timeout_s=config.dist.timeout)
+    else:
+        given |= {
+            "MASTER_ADDR": joined.host,
+            "MASTER_PORT": str(joined.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
     for name in VARIABLES:
         if name not in os.environ:
             given[name] = network
@@ -89,27 +103,28 @@ def run_in_place(command: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
-def prepare(world: World, joined: Joined, network: str) -> None:
+def prepare(config: Config, plan: Plan, world: World, joined: Joined, network: str) -> None:
     """Set the environment for the command, and leave a child of rank 0 behind that holds the store."""
-    if joined.listener is not None:
-        _leave_store_holder(joined.listener.detach(), joined.port)
-    os.environ.update(environment(world, joined, network))
+    if joined.listener is not None and plan.backend != "mpi":
+        slots = f"{plan.nodes}x{plan.ranks_per_node}" if plan.strategy == "horovod" else ""
+        _leave_store_holder(joined.listener.detach(), joined.port, slots)
+    os.environ.update(environment(config, plan, world, joined, network))
 
 
-def _leave_store_holder(descriptor: int, port: int) -> None:
+def _leave_store_holder(descriptor: int, port: int, slots: str) -> None:
     """Start the holder as a child of this process; it ends when the rank, which keeps this process id, has ended."""
     rank = os.getpid()
     if "torch" in sys.modules:
         if os.fork() == 0:
             from hpctrain.train import store
 
-            store.hold(descriptor, port, rank)
+            store.hold(descriptor, port, rank, slots)
     else:
         import subprocess
 
         os.set_inheritable(descriptor, True)
         subprocess.Popen(
-            [sys.executable, "-m", "hpctrain.train.store", str(descriptor), str(port), str(rank)],
+            [sys.executable, "-m", "hpctrain.train.store", str(descriptor), str(port), str(rank), slots],
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
         )

@@ -1,4 +1,6 @@
-"""Holds the store of a `command:` run: `python -m hpctrain.train.store DESCRIPTOR PORT RANK_PID`, a child of rank 0.
+"""Holds the store of a `command:` run: `python -m hpctrain.train.store DESCRIPTOR PORT RANK_PID [NODESxRANKS]`.
+
+A child of rank 0. With nodes and ranks of each as the last argument it is Horovod's rendezvous, else torch's store.
 
 Importing all of torch would take longer than the whole start of a small script and compete with it for the cores. The
 store's server is native code, so only torch's extension module is loaded (0.3 s instead of 2); should a torch release
@@ -38,7 +40,7 @@ def _store_class() -> Any:
         return importlib.import_module("torch.distributed").TCPStore
 
 
-def hold(descriptor: int, port: int, rank_pid: int) -> NoReturn:
+def hold(descriptor: int, port: int, rank_pid: int, slots: str) -> NoReturn:
     """Serve until the rank that started this process has ended."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -46,10 +48,16 @@ def hold(descriptor: int, port: int, rank_pid: int) -> NoReturn:
         os._exit(0)
     for quiet in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # these are for the rank, which still needs the store
         signal.signal(quiet, signal.SIG_IGN)
-    _store = _store_class()("localhost", port, None, True, wait_for_workers=False, master_listen_fd=descriptor)
+    if slots:
+        from hpctrain.dist import rendezvous
+
+        nodes, per_node = map(int, slots.split("x"))
+        _server = rendezvous.serve(descriptor, nodes=nodes, ranks_per_node=per_node)
+    else:
+        _store = _store_class()("localhost", port, None, True, wait_for_workers=False, master_listen_fd=descriptor)
     while True:
         signal.pause()
 
 
 if __name__ == "__main__":
-    hold(*(int(argument) for argument in sys.argv[1:]))
+    hold(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
