@@ -13,6 +13,7 @@ Traps that this module is built around (Horovod 0.28.1):
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -48,7 +49,7 @@ def connect(
         UsageError: Horovod is missing, or lacks what the plan needs.
         WorldError: it formed another world than the planned one.
     """
-    hvd = horovod_build.load()
+    hvd = _load()
     _require(hvd, plan, world, device)
     os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
     server = None
@@ -76,6 +77,22 @@ def connect(
         server.shutdown()
         server.server_close()
     return comm
+
+
+def _load() -> ModuleType:
+    if found := horovod_build.problem():
+        raise UsageError(f"dist.strategy: horovod, but {found[0]}", found[1])
+    try:
+        hvd = importlib.import_module("horovod.torch")
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            f"Horovod cannot be loaded in {sys.executable}: {error}",
+            "if a library of MPI is missing, load the module that it was built with (env.modules), else build it "
+            f"again: {horovod_build.BUILD}",
+        ) from error
+    if not hasattr(hvd, "init"):  # it only prints that its extension is not there
+        raise UsageError("this Horovod was built without PyTorch", f"build it again: {horovod_build.BUILD}")
+    return hvd
 
 
 def _require(hvd: ModuleType, plan: Plan, world: World, device: torch.device) -> None:

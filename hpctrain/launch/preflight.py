@@ -20,7 +20,11 @@ def preflight(loaded: Loaded, plan: Plan, *, on_slurm: bool = True) -> list[str]
     Raises:
         ClusterError: Slurm cannot be asked.
     """
-    problems = [*own_code.problems(loaded), *_files(loaded, plan, on_slurm=on_slurm)]
+    problems = [
+        *own_code.problems(loaded),
+        *_files(loaded, plan, on_slurm=on_slurm),
+        *_horovod(loaded, plan, on_slurm=on_slurm),
+    ]
     return [*problems, *_cluster(loaded, plan, slurm.partitions())] if on_slurm else problems
 
 
@@ -45,6 +49,18 @@ def _files(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
         if path.startswith("/") and not Path(path).exists():
             problems.append(loaded.problem("env.container.image", f"there is no file {path}"))
     return problems
+
+
+def _horovod(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
+    """Look for Horovod, if the ranks' Python is this one."""
+    env = loaded.config.env
+    elsewhere = env.python or (on_slurm and (env.venv or env.container or env.modules or env.setup))
+    if plan.strategy != "horovod" or elsewhere or (plan.ranks == 1 and loaded.config.command is None):
+        return []
+    from hpctrain.dist import horovod_build
+
+    found = horovod_build.problem()
+    return [loaded.problem("dist.strategy", f"{found[0]}; {found[1]}")] if found else []
 
 
 def _is_program(name: str, *, on_slurm: bool) -> bool:

@@ -17,7 +17,13 @@ from hpctrain.rundir import RunDir, publish_first
 from hpctrain.world import World
 
 _ECHO_S = 30.0
-_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+_ECHOES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out",
+    "Horovod has been shut down",
+)
 
 
 def leave(error: BaseException, run: RunDir | None, attempt: int, world: World | None, *, debug: bool) -> NoReturn:

@@ -1,5 +1,7 @@
 """What a rank of a test does once the group has formed."""
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import msgspec
 import torch
 
 from hpctrain.config.schema import Config
-from hpctrain.dist.comm import Comm
+from hpctrain.dist.comm import Comm, Step
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.train.loop import train
@@ -108,7 +110,7 @@ def _wrap(*given: Any) -> dict[str, Any]:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     example = torch.randn(2, 1, 8, 8)
     random = torch.random.get_rng_state()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=0.5)
     comm.wrap(model, optimizer, example=example, passes=1, scaler=None)
     return {"value": {
         "same": all(value.equal(before[key]) for key, value in model.state_dict().items()),
@@ -117,10 +119,103 @@ def _wrap(*given: Any) -> dict[str, Any]:
     }}  # fmt: skip
 
 
+def _train_on(model: torch.nn.Module, step: Step, images: torch.Tensor, factor: float = 1.0) -> bool:
+    step.backward(step.forward(images, last=True).square().sum() * factor, last=True)
+    return step.apply()
+
+
+def _overflow(*given: Any) -> dict[str, Any]:
+    """The second of three steps overflows on the last rank alone."""
+    comm: Comm = given[5]
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(4, 2), torch.randn(6, 4)
+    mine = images[comm.rank :: comm.size]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=scaler)
+    history, applied = [], []
+    for number in range(3):
+        broken = number == 1 and comm.rank == comm.size - 1
+        applied.append(_train_on(model, step, mine, float("inf") if broken else 1.0))
+        history.append(model.weight.flatten().tolist())
+    return {"value": {"applied": applied, "weights": history, "scale": scaler.get_scale()}}
+
+
+class _Partly(torch.nn.Module):
+    """With a parameter that no gradient reaches, one that gets none, and a buffer in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = torch.nn.Parameter(torch.ones(3))
+        self.unused = torch.nn.Parameter(torch.ones(3))
+        self.frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        self.register_buffer("halves", torch.full((2,), 1.5, dtype=torch.bfloat16))
+        self.register_buffer("count", torch.tensor(7))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.used
+
+
+def _unused(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    model = _Partly()
+    if comm.rank:
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.zero_()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5, weight_decay=0.5)
+    images = torch.ones(1, 3)
+    step = comm.wrap(model, optimizer, example=images, passes=1, scaler=None)
+    _train_on(model, step, images)
+    return {"value": {name: tensor.float().flatten().tolist() for name, tensor in model.state_dict().items()}}
+
+
+def _steps(*given: Any) -> dict[str, Any]:
+    """Some steps of two passes in float64; the weights at the end."""
+    comm, options = given[5], given[8]
+    if options.get("no_pickle"):
+        import pickle
+
+        import cloudpickle
+
+        for module in (pickle, cloudpickle):
+            for name in ("load", "loads"):
+                setattr(module, name, None)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=options.get("momentum", 0.9))
+    images = torch.randn(8, 6).double()
+    step = comm.wrap(model, optimizer, example=images[:2], passes=2, scaler=None)
+    share = 4 // comm.size
+    for _ in range(5):
+        for number in range(2):
+            first = number * 4 + comm.rank * share
+            loss = step.forward(images[first : first + share], last=number == 1).square().sum() / 8
+            step.backward(loss, last=number == 1)
+        step.apply()
+    return {"value": torch.cat([part.flatten() for part in model.parameters()]).tolist()}
+
+
+def _lonely(*given: Any) -> dict[str, Any]:
+    """The last rank dies in the second step."""
+    comm: Comm = given[5]
+    model, images = torch.nn.Linear(4, 2), torch.ones(2, 4)
+    step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), example=images, passes=1, scaler=None)
+    for number in range(100):
+        if number == 1 and comm.rank == comm.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        _train_on(model, step, images)
+    return {"value": "trained"}
+
+
 BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _train,
     "collectives": _collectives,
     "clip": _clip,
     "accumulate": _accumulate,
     "wrap": _wrap,
+    "overflow": _overflow,
+    "unused": _unused,
+    "steps": _steps,
+    "lonely": _lonely,
 }
