@@ -1,9 +1,9 @@
-"""Overhead of a training step against a DDP loop written by hand, same model, data and batch; interleaved.
+"""Overhead of a training step against a loop written by hand, same model, data and batch; interleaved.
 
-    python tests/bench/step.py [--rounds 5] [--model mlp|cnn] [--ranks 2]
+    python tests/bench/step.py [--rounds 5] [--model mlp|cnn] [--ranks 2] [--strategies ddp horovod-gloo horovod-mpi]
 
-Each round runs both as `--ranks` processes; the time of a step is the median over intervals of 50 steps, the first
-interval left out. Prints medians and quartiles over the rounds, in microseconds.
+Each round runs all of them as `--ranks` processes; the time of a step is the median over intervals of 50 steps, the
+first left out. Prints medians and quartiles over the rounds, in microseconds.
 """
 
 import argparse
@@ -34,22 +34,32 @@ log: {{every: {INTERVAL} steps}}
 BY_HAND = f"""
 import os, sys, time
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 from hpctrain.config.schema import Model
 from hpctrain.models.build import build
 
-torch.set_num_threads(max(os.cpu_count() // int(os.environ["WORLD_SIZE"]), 1))
-dist.init_process_group("gloo")
-rank, ranks = dist.get_rank(), dist.get_world_size()
+horovod = sys.argv[2] != "ddp"
+if horovod:
+    import horovod.torch as hvd
+    hvd.init()
+    rank, ranks = hvd.rank(), hvd.size()
+else:
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+assert ranks == int(sys.argv[3])
+torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 images = torch.randint(0, 256, (10000, 1, 28, 28), dtype=torch.uint8, generator=generator)
 labels = torch.randint(0, 10, (10000,), generator=generator)
-model = DistributedDataParallel(
-    build(Model(name=sys.argv[1]), shape=(1, 28, 28), classes=10, seed=0), gradient_as_bucket_view=True
-)
+model = build(Model(name=sys.argv[1]), shape=(1, 28, 28), classes=10, seed=0)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+if horovod:
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+else:
+    model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 size, step, total = 128 // ranks, 0, torch.zeros(())
 began = time.perf_counter()
 while step < {STEPS}:
@@ -66,40 +76,59 @@ while step < {STEPS}:
         total += loss.detach()
         step += 1
         if step % {INTERVAL} == 0:
-            dist.all_reduce(total)
+            if horovod:
+                hvd.allreduce_(total, name="total")
+            else:
+                dist.all_reduce(total)
             now = time.perf_counter()
             if rank == 0:
-                print(step, total.item(), now - began, flush=True)
+                print("step", step, total.item(), now - began, flush=True)
             total.zero_()
             began = now
         if step == {STEPS}:
             break
-dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)
 """
+OVERRIDES = {
+    "ddp": [],
+    "horovod-gloo": ["dist.strategy=horovod"],
+    "horovod-mpi": ["dist.strategy=horovod", "dist.backend=mpi"],
+}
+LAUNCHERS = {
+    "horovod-gloo": ["horovodrun", "--gloo", "-H", "localhost:RANKS", "-np", "RANKS"],
+    "horovod-mpi": ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "RANKS"],
+}
 
 
-def by_hand(work: Path, model: str, ranks: int) -> float:
+def by_hand(work: Path, model: str, ranks: int, strategy: str) -> float:
     """Return microseconds a step."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    argv = [sys.executable, "by_hand.py", model]
+    argv = [sys.executable, "by_hand.py", model, strategy, str(ranks)]
+    if strategy == "ddp":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        environments = [{**env, "RANK": str(rank)} for rank in range(ranks)]
+    else:
+        argv = [word.replace("RANKS", str(ranks)) for word in LAUNCHERS[strategy]] + argv
+        environments = [{**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}]
     started = [
-        subprocess.Popen(argv, cwd=work, env={**env, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(ranks)
+        subprocess.Popen(argv, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for env in environments
     ]
     out = started[0].communicate()[0]
     for rank in started[1:]:
         rank.communicate()
-    seconds = [float(line.split()[2]) for line in out.splitlines()][1:]
+    seconds = [float(line.split()[-1]) for line in out.splitlines() if "step" in line][1:]
     return float(statistics.median(seconds) / INTERVAL * 1e6)
 
 
-def by_hpctrain(work: Path, model: str, ranks: int) -> float:
+def by_hpctrain(work: Path, model: str, ranks: int, strategy: str) -> float:
     """Return microseconds a step."""
     shutil.rmtree(work / "runs", ignore_errors=True)
     argv = [sys.executable, "-m", "hpctrain", "run", "step.yaml", f"model.name={model}", "--ranks", str(ranks)]
+    argv += OVERRIDES[strategy]
     subprocess.run(argv, cwd=work, check=True, capture_output=True)
     [metrics] = (work / "runs").glob("*/attempts/1/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -113,23 +142,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--strategies", nargs="+", choices=OVERRIDES, default=["ddp"])
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp())
+    kinds = {"by hand": by_hand, "hpctrain": by_hpctrain}
+    times: dict[tuple[str, str], list[float]] = {(s, kind): [] for s in arguments.strategies for kind in kinds}
     try:
         (work / "step.yaml").write_text(CONFIG.replace("MODEL", "mlp"))
         (work / "by_hand.py").write_text(BY_HAND)
-        times: dict[str, list[float]] = {"by hand": [], "hpctrain": []}
         for _ in range(arguments.rounds):
-            times["by hand"].append(by_hand(work, arguments.model, arguments.ranks))
-            times["hpctrain"].append(by_hpctrain(work, arguments.model, arguments.ranks))
+            for (strategy, kind), values in times.items():
+                values.append(kinds[kind](work, arguments.model, arguments.ranks, strategy))
     finally:
         shutil.rmtree(work)
-    for name, values in times.items():
+    for (strategy, kind), values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        print(f"{name:<10}{middle:>9.0f} us a step  ({low:.0f} - {high:.0f}, n={len(values)})")
-    difference = [b - a for a, b in zip(times["by hand"], times["hpctrain"], strict=True)]
-    middle = statistics.median(difference)
-    print(f"difference{middle:>9.0f} us, {middle / statistics.median(times['by hand']):.2%}")
+        print(f"{strategy:<14}{kind:<10}{middle:>9.0f} us a step  ({low:.0f} - {high:.0f}, n={len(values)})")
+    for strategy in arguments.strategies:
+        hand = times[strategy, "by hand"]
+        middle = statistics.median(b - a for a, b in zip(hand, times[strategy, "hpctrain"], strict=True))
+        print(f"{strategy:<14}difference{middle:>9.0f} us, {middle / statistics.median(hand):.2%}")
 
 
 if __name__ == "__main__":
