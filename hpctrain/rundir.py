@@ -123,8 +123,12 @@ class RunDir:
         return self.attempt(number) / "rendezvous.json"
 
     def agents(self, number: int) -> Path:
-        """Address at which an attempt's torchrun agents meet."""
+        """Address at which the relays of an attempt's nodes, or their torchrun agents, meet."""
         return self.attempt(number) / "agents.json"
+
+    def agent(self, number: int) -> Path:
+        """Program that mpirun takes for ssh."""
+        return self.attempt(number) / "agent"
 
     def launch_log(self, number: int) -> Path:
         """What the launcher itself says, and ranks before they know their number."""

@@ -3,11 +3,12 @@
 Launchers are tried in this order, because an inner one inherits the variables of an outer one:
 
 1. torchrun and hpctrain's own supervisor: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
-2. Open MPI: OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}
-3. MPICH and Intel MPI (hydra): PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
-4. a Slurm step: SLURM_STEP_ID with SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID. Where the site's MpiDefault is
-   pmi2 its tasks have PMI_RANK, too, but never hydra's MPI_LOCALRANKID
-5. none of them: a single process. An interactive allocation without a step is one, too.
+2. horovodrun over Gloo: HOROVOD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}; over MPI it is an mpirun
+3. Open MPI: OMPI_COMM_WORLD_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE}
+4. MPICH and Intel MPI (hydra): PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
+5. a Slurm step: SLURM_STEP_ID with SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID. With `--mpi=pmi2`, asked for or
+   the site's MpiDefault, its tasks have PMI_RANK, too, but never hydra's MPI_LOCALRANKID; with pmix they have PMIX_RANK
+6. none of them: a single process. An interactive allocation without a step is one, too.
 """
 
 import os
@@ -22,6 +23,7 @@ from hpctrain.errors import WorldError
 # name of the launcher -> its variables for rank, size, local rank and ranks on this node
 _LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     "openmpi": (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
@@ -32,9 +34,17 @@ _LAUNCHERS = {
 }
 _MARKS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE"),
     "openmpi": ("OMPI_COMM_WORLD_SIZE",),
     "hydra": ("PMI_RANK",),
 }
+
+
+RANK_NAMES = tuple(names[0] for names in _LAUNCHERS.values())
+"""A process that has one of these in its environment was started as a rank; Slurm's variables do not tell."""
+
+LAUNCHER_NAMES = frozenset(name for names in _LAUNCHERS.values() for name in names)
+"""All variables by which a process is a rank; inherited ones would pass for those of the launcher that comes next."""
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ SLURM = {
     "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
     "SLURMD_NODENAME": "n2",
 }
+HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "3",
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -24,7 +25,11 @@ HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
 
 
 @pytest.mark.parametrize(
-    ("launcher", "env"), [("torchrun", TORCHRUN), ("srun", SLURM), ("openmpi", OPENMPI), ("hydra", HYDRA)]
+    ("launcher", "env"),
+    [
+        *(("torchrun", TORCHRUN), ("srun", SLURM), ("openmpi", OPENMPI), ("hydra", HYDRA)),
+        ("horovodrun", {**HOROVODRUN, "HOROVOD_CROSS_RANK": "1", "HOROVOD_CROSS_SIZE": "2"}),
+    ],
 )
 def test_each_launcher_gives_the_same_place(launcher, env):
     world = from_env(env)
@@ -42,6 +47,21 @@ def test_an_inner_launcher_wins_over_the_slurm_step_around_it():
     # under mpirun SLURM_PROCID is the daemon's
     assert from_env({**SLURM, "SLURM_PROCID": "0", **OPENMPI}).rank == 3
     assert from_env({**SLURM, "SLURM_PROCID": "1", **TORCHRUN}).launcher == "torchrun"
+
+
+def test_ranks_of_horovodrun_are_numbered_by_it():
+    relay = {**SLURM, "SLURM_PROCID": "1"}  # a task per node
+    assert from_env({**relay, **HOROVODRUN}).launcher == "horovodrun"
+    assert from_env({**OPENMPI, "OMPI_COMM_WORLD_RANK": "0", **HOROVODRUN}).rank == 3
+    # our supervisor, called by hand in a shell that horovodrun has started
+    assert from_env({**HOROVODRUN, **TORCHRUN, "RANK": "2"}).rank == 2
+    # a setting, or what hpctrain itself tells Horovod of a step, must not pass for a launcher
+    assert from_env({**SLURM, "HOROVOD_FUSION_THRESHOLD": "1"}).launcher == "srun"
+
+
+@pytest.mark.parametrize("mpi", [{"PMIX_RANK": "3", "PMIX_NAMESPACE": "slurm.pmix.7.0"}, {"PMI_RANK": "3"}])
+def test_a_step_with_an_mpi_is_still_a_step(mpi):
+    assert from_env({**SLURM, **mpi}).launcher == "srun"
 
 
 def test_the_pmi2_variables_of_a_slurm_step_do_not_pass_for_another_launcher():

@@ -10,8 +10,8 @@ import msgspec
 
 from hpctrain.errors import ClusterError, UsageError
 from hpctrain.launch import slurm
-from hpctrain.launch.processes import is_alive
 from hpctrain.launch.status import FINAL, status
+from hpctrain.processes import is_alive
 from hpctrain.rundir import RunDir, publish, read_json
 
 _WAIT_S = 60

@@ -60,7 +60,7 @@ def _is_this_python(program: str) -> bool:
 
 def server_for(config: Config, plan: Plan) -> "ForkServer | None":
     """Start importing torch for the ranks of the first attempt, if they may be forked."""
-    return ForkServer(config, plan.ranks) if can_fork(config) else None
+    return ForkServer(config, plan.ranks) if plan.launcher == "local" and can_fork(config) else None
 
 
 class Forked:

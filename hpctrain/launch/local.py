@@ -20,10 +20,10 @@ from hpctrain.config.schema import Config
 from hpctrain.errors import HpctrainError
 from hpctrain.launch.follow import first_cause
 from hpctrain.launch.forks import Forked, ForkServer, server_for
-from hpctrain.launch.processes import adopt_orphans, end_children
 from hpctrain.launch.render import absolute
 from hpctrain.launch.verdict import decide, outcome_of
 from hpctrain.plan import Plan
+from hpctrain.processes import adopt_orphans, end_children
 from hpctrain.rundir import RunDir, publish_first, read_json
 
 _KILL_WAIT_S = 5.0  # what Slurm would give, more or less: a rank in the middle of its save needs some
@@ -89,7 +89,11 @@ class Supervisor:
 
     def _attempt(self, number: int, watch: Callable[[int], None]) -> tuple[int, int]:
         """Run one attempt; return the rank that failed first and its exit code, or 0 and 0."""
-        envs = [rank_environment(self._run, number, r, self._plan.ranks, os.environ) for r in range(self._plan.ranks)]
+        if self._plan.launcher == "mpirun":  # one process, which starts the ranks and then looks after them
+            envs = [environment(self._run, number, os.environ)]
+        else:
+            ranks = self._plan.ranks
+            envs = [rank_environment(self._run, number, rank, ranks, os.environ) for rank in range(ranks)]
         log, server = self._run.launch_log(number), self._server
         log.touch()
         self._server = None  # it serves one attempt; the ranks of a restart import torch themselves
@@ -104,11 +108,12 @@ class Supervisor:
             watch(number)
 
     def _start(self, log: Path, envs: Sequence[Mapping[str, str]]) -> list[subprocess.Popen[bytes]]:
-        """Start each rank as a process of its own."""
+        """Start each rank, or the relay of mpirun, as a process of its own."""
+        module = "hpctrain.train.relay" if self._plan.launcher == "mpirun" else "hpctrain.train"
         with log.open("ab") as output:
             return [
                 subprocess.Popen(
-                    [_python(self._config), "-m", "hpctrain.train", str(self._run.path)],
+                    [_python(self._config), "-m", module, str(self._run.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -123,11 +128,18 @@ class Supervisor:
 def rank_environment(run: RunDir, attempt: int, rank: int, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of one local rank: torchrun's variables, and where the run is."""
     return {
-        **env,
+        **environment(run, attempt, env),
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(ranks),
+    }
+
+
+def environment(run: RunDir, attempt: int, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of what the supervisor starts: where the run is, and whose child it is."""
+    return {
+        **env,
         "HPCTRAIN_RUN": str(run.path),
         "HPCTRAIN_ATTEMPT": str(attempt),
         "HPCTRAIN_HOSTS": platform.node(),

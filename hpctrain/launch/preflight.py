@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hpctrain.config.load import Loaded
 from hpctrain.config.texts import seconds
+from hpctrain.dist import mpirun
 from hpctrain.launch import own_code, slurm
 from hpctrain.launch.refusal import unknown_partition
-from hpctrain.launch.render import absolute, image, template
+from hpctrain.launch.render import absolute, image, mpi_type, template
 from hpctrain.plan import Plan
 
 
@@ -25,7 +26,9 @@ def preflight(loaded: Loaded, plan: Plan, *, on_slurm: bool = True) -> list[str]
         *_files(loaded, plan, on_slurm=on_slurm),
         *_horovod(loaded, plan, on_slurm=on_slurm),
     ]
-    return [*problems, *_cluster(loaded, plan, slurm.partitions())] if on_slurm else problems
+    if not on_slurm:
+        return [*problems, *_local_launcher(loaded, plan)]
+    return [*problems, *_cluster(loaded, plan, slurm.partitions()), *_mpi(loaded, plan)]
 
 
 def _files(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
@@ -68,6 +71,28 @@ def _is_program(name: str, *, on_slurm: bool) -> bool:
     if "/" not in name:
         return on_slurm or shutil.which(name) is not None
     return os.path.isfile(absolute(name)) and os.access(absolute(name), os.X_OK)  # noqa: PTH113 - may be another user's
+
+
+def _mpi(loaded: Loaded, plan: Plan) -> list[str]:
+    """Ask srun whether it has the MPI that it shall offer its tasks."""
+    wanted = mpi_type(loaded.config, plan)
+    if wanted is None or wanted == "none":
+        return []
+    there = slurm.mpi_flavours()
+    if wanted in there or not there:  # no list: this is no place where srun knows
+        return []
+    what = f"srun has no MPI type {wanted!r}{'' if loaded.config.dist.mpi else ', which dist.backend=mpi needs'}"
+    choices = ", ".join(name for name in there if name != "none")
+    use = f"use dist.mpi=NAME, one of: {choices}; or dist.launcher=mpirun" if choices else "use dist.launcher=mpirun"
+    return [loaded.problem("dist.mpi" if loaded.config.dist.mpi else "dist.backend", f"{what}; {use}")]
+
+
+def _local_launcher(loaded: Loaded, plan: Plan) -> list[str]:
+    """Without Slurm, mpirun starts the ranks of this machine: it must be here now."""
+    if plan.launcher != "mpirun" or mpirun.find("mpirun") is not None:
+        return []
+    problem = f"mpi starts the ranks by mpirun, and there is none on PATH; {mpirun.GET_MPIRUN}"
+    return [loaded.problem("dist.backend", problem)]
 
 
 def _cluster(loaded: Loaded, plan: Plan, partitions: Sequence[slurm.Partition]) -> list[str]:

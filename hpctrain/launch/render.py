@@ -42,6 +42,9 @@ OPTIONS = {
 }
 """Fields of `slurm` whose text goes to a `#SBATCH` line as it stands, and the option of each."""
 
+RELAYED = frozenset({"torchrun", "mpirun", "horovodrun"})
+"""Launchers of their own: srun starts one task per node, `hpctrain.train.relay`, and they start the ranks."""
+
 _DEFAULT_SIGNAL_S = 120
 _LONGEST = 1024  # of a value; sbatch takes lines of some thousand bytes, no list of nodes needs more
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -90,8 +93,10 @@ def render(loaded: Loaded, plan: Plan, run: RunDir, *, python: str) -> str:
 
 def template(loaded: Loaded) -> Path:
     """Return the template of a config: the site's own, or the one that comes along."""
-    asked = loaded.config.slurm.template
-    return Path(absolute(asked)) if asked else template_file()
+    config = loaded.config
+    if config.slurm.template:
+        return Path(absolute(config.slurm.template))
+    return template_file("horovod.sbatch" if config.dist.strategy == "horovod" else "ddp.sbatch")
 
 
 def fill(path: Path, values: Mapping[str, str]) -> str:
@@ -131,13 +136,13 @@ def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
         ConfigError: one line for each value that may not stand in a `#SBATCH` line.
     """
     config, slurm = loaded.config, loaded.config.slurm
-    torchrun = config.dist.launcher == "torchrun"
+    relayed = plan.launcher in RELAYED
     if problems := _refused(loaded):
         raise ConfigError(problems)
     counts = {
         "--nodes": plan.nodes,
-        "--ntasks-per-node": 1 if torchrun else plan.ranks_per_node,
-        "--cpus-per-task": (slurm.cpus_per_task or 0) * (plan.ranks_per_node if torchrun else 1),
+        "--ntasks-per-node": 1 if relayed else plan.ranks_per_node,
+        "--cpus-per-task": (slurm.cpus_per_task or 0) * (plan.ranks_per_node if relayed else 1),
         "--gpus-per-node": slurm.gpus_per_node,
     }
     # Without --requeue Slurm also refuses `scontrol requeue`; the script holds each cause to its own budget.
@@ -191,15 +196,15 @@ def _signal_s(config: Config) -> int | None:
 def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
     """Return what goes to the places of the script's body."""
     config, env = loaded.config, loaded.config.env
-    relay = config.dist.launcher == "torchrun"
-    rank = f'"$python" -m {"hpctrain.train.relay" if relay else "hpctrain.train"} "$run"'
-    srun_options: list[str] = []
+    rank = f'"$python" -m {"hpctrain.train.relay" if plan.launcher in RELAYED else "hpctrain.train"} "$run"'
+    mpi = mpi_type(config, plan)
+    srun_options = [f"--mpi={quote(mpi)}"] if mpi else []
     if env.container is not None:
         mounts = _mounts(loaded, env.container, plan)
         shown = image(env.container.image)
         if env.container.runtime == "pyxis":
             listed = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
-            srun_options = [
+            srun_options += [
                 f"--container-image={quote(shown)}",
                 f'--container-mounts="$run:$run"{quote("," + listed) if listed else ""}',
                 "--no-container-entrypoint",
@@ -219,6 +224,14 @@ def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
         "srun_options": "".join(f"{option} " for option in srun_options),
         "rank_command": rank,
     }
+
+
+def mpi_type(config: Config, plan: Plan) -> str | None:
+    """Return the MPI that srun shall offer its tasks; None leaves that to the site."""
+    if plan.launcher == "srun":
+        return config.dist.mpi or ("pmix" if plan.backend == "mpi" else None)
+    # the tasks are no ranks: what srun told them of an MPI would mislead the one that they start
+    return "none" if plan.launcher in {"mpirun", "horovodrun"} else None
 
 
 def _python(loaded: Loaded, python: str) -> str:

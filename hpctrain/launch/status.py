@@ -13,8 +13,8 @@ import msgspec
 
 from hpctrain.errors import ClusterError, UsageError
 from hpctrain.launch import slurm, states
-from hpctrain.launch.processes import is_alive
 from hpctrain.launch.states import FINAL, State
+from hpctrain.processes import is_alive
 from hpctrain.rundir import RunDir, read_json
 
 __all__ = ["FINAL", "find", "listing", "recent", "status", "table"]

@@ -16,9 +16,9 @@ import hpctrain
 from hpctrain.config.load import Loaded, dump
 from hpctrain.errors import ClusterError, HpctrainError, UsageError
 from hpctrain.launch import slurm, snapshot
-from hpctrain.launch.processes import start_time
 from hpctrain.launch.render import render
 from hpctrain.plan import Plan
+from hpctrain.processes import start_time
 from hpctrain.rundir import RunDir, publish, remember_root, sums_of
 
 

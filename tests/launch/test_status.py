@@ -8,8 +8,8 @@ import pytest
 from hpctrain.errors import UsageError
 from hpctrain.launch import status as statuses
 from hpctrain.launch.cancel import cancel
-from hpctrain.launch.processes import start_time
 from hpctrain.launch.status import find, listing, recent, status, table
+from hpctrain.processes import start_time
 from hpctrain.rundir import RunDir, publish
 
 KEYS = ["run", "name", "job_id", "state", "reason", "attempt", "step", "total_steps", "cause", "nodes"]

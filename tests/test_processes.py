@@ -3,7 +3,7 @@ import subprocess
 import sys
 import time
 
-from hpctrain.launch.processes import children, is_alive, start_time
+from hpctrain.processes import children, is_alive, start_time
 
 
 def test_a_process_is_alive_until_it_ends():
@@ -36,7 +36,7 @@ def test_orphans_and_deaf_children_are_ended(tmp_path):
     script.write_text(f"trap '' TERM\necho $$ >{note}\nwhile :; do sleep 0.1; done\n")
     program = (
         "import os, pathlib, subprocess, sys, time\n"
-        "from hpctrain.launch.processes import adopt_orphans, end_children\n"
+        "from hpctrain.processes import adopt_orphans, end_children\n"
         "adopt_orphans()\n"
         f"subprocess.run(['bash', '-c', 'setsid bash {script} &'])\n"
         f"note = pathlib.Path('{note}')\n"

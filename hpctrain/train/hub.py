@@ -1,0 +1,299 @@
+"""What mpirun and horovodrun take for ssh: they run on the first node, and what they want on others is started there.
+
+Compute nodes often forbid ssh, and an `srun` inside a step waits for that step's own CPUs and dies of the signals that
+are meant for the ranks. But each node has a relay anyway (`hpctrain.train.relay`), a task of the job's one step. So:
+
+1. The first node's relay listens; the others connect and wait for orders (`Hub`, `obey`).
+2. mpirun calls `RUN/attempts/N/agent HOST COMMAND`, which is this module's `main`; it connects, too, and its order is
+   passed on to the relay of that host.
+3. That relay starts the command, in the environment that the batch script has made, and reports how it ended.
+
+All connections prove that they know the attempt's secret (HMAC, multiprocessing.connection), then carry JSON.
+"""
+
+import itertools
+import os
+import pwd
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from hpctrain.errors import HpctrainError, UsageError, WorldError
+from hpctrain.processes import kill_tree, tie_to_parent
+from hpctrain.rundir import RunDir, publish
+
+DEAF_TO = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""Signals for the ranks, of which a launcher or its daemon would die."""
+
+_SHELLS = {"sh", "bash", "dash", "ksh", "zsh", "csh", "tcsh"}
+_SSH_OPTIONS_WITH_VALUE = {f"-{letter}" for letter in "BbcDEeFIiJLlmOoPpQRSWw"}
+_LARGEST = 1 << 24
+_HANDSHAKE_S = 10
+
+
+def start(argv: Sequence[str], env: Mapping[str, str], *, stdout: int | None = None) -> "subprocess.Popen[bytes]":
+    """Start a launcher, its daemon or a rank of horovodrun, deaf to the signals that are meant for the ranks.
+
+    They are blocked, because ignoring them would not do: mpirun installs handlers of its own. Open MPI's daemons lift
+    that for the ranks, and under the others a rank does it itself (`hpctrain.train.__main__`).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
+    try:
+        return subprocess.Popen(
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=None if stdout is None else subprocess.STDOUT,
+            preexec_fn=tie_to_parent(),  # noqa: PLW1509 - one system call, and all for it is loaded
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Commands:
+    """The commands that run on this node, by their number."""
+
+    def __init__(self, env: Mapping[str, str], report: Callable[[int, int], None]) -> None:
+        self._env, self._report = env, report
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, number: int, command: str) -> None:
+        """Start one as a login by ssh would, without a login."""
+        shell = pwd.getpwuid(os.getuid()).pw_shell  # whose language mpirun has looked up, too
+        shell = shell if Path(shell).name in _SHELLS else "/bin/sh"
+        running = self._running[number] = start([shell, "-c", command], self._env)
+        threading.Thread(target=self._await, args=(number, running), daemon=True).start()
+
+    def _await(self, number: int, running: "subprocess.Popen[bytes]") -> None:
+        code = running.wait()
+        self._report(number, code if code >= 0 else 128 - code)
+
+    def end(self, number: int) -> None:
+        """End one whose caller has gone, with all that it has started."""
+        if number in self._running:
+            kill_tree(self._running[number].pid)
+
+
+class Hub:
+    """The first node's end."""
+
+    def __init__(self, run: RunDir, attempt: int, hosts: Sequence[str], env: Mapping[str, str]) -> None:
+        self._run, self._attempt, self._hosts = run, attempt, hosts
+        self._secret = run.secret(attempt).read_bytes()
+        self._numbers = itertools.count(1)
+        self._commands = _Commands(env, self._ended)
+        self._changed = threading.Condition()
+        self._nodes: dict[str, Connection] = {}
+        self._waiting: dict[int, Connection] = {}
+        self._door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+    def open(self, address: str) -> None:
+        """Listen at an address of this node, and publish it."""
+        self._door.bind((address, 0))
+        self._door.listen(max(len(self._hosts), 128))
+        threading.Thread(target=self._let_in, daemon=True).start()
+        publish(self._run.agents(self._attempt), f"{address}:{self._door.getsockname()[1]}".encode())
+        agent = self._run.agent(self._attempt)
+        publish(agent, f'#!/bin/sh\nexec "{sys.executable}" -m hpctrain.train.hub "$@"\n'.encode())
+        agent.chmod(0o700)
+
+    def await_nodes(self, timeout_s: float) -> None:
+        """Wait for the relays of all other nodes.
+
+        Raises:
+            WorldError: some did not come.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while missing := [host for host in self._hosts[1:] if host not in self._nodes]:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise WorldError(
+                        f"after {timeout_s:g} s nothing has started on {', '.join(missing[:8])}",
+                        "see launch.log; does every node see the run directory, and can it reach this one?",
+                    )
+
+    def close(self) -> None:
+        """Let the other relays go: all is over."""
+        for node in self._nodes.values():
+            _send(node, {"bye": True})
+
+    def _let_in(self) -> None:
+        while True:
+            peer, (address, _) = self._door.accept()
+            threading.Thread(target=self._receive, args=(peer, address), daemon=True).start()
+
+    def _receive(self, peer: socket.socket, address: str) -> None:
+        # a peer that connects and then says nothing must not stay for ever
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _HANDSHAKE_S, 0))
+        connection = Connection(peer.detach())
+        try:
+            deliver_challenge(connection, self._secret)
+            answer_challenge(connection, self._secret)
+            hello = _receive(connection)
+        except (AuthenticationError, EOFError, OSError, msgspec.DecodeError):
+            print(f"hpctrain: turned away a stranger from {address}", file=sys.stderr, flush=True)
+            connection.close()
+            return
+        with socket.socket(fileno=os.dup(connection.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+        if "node" in hello:
+            self._serve_node(connection, hello["node"])
+        else:
+            self._serve_agent(connection, hello["host"], hello["command"])
+
+    def _serve_node(self, connection: Connection, host: str) -> None:
+        with self._changed:
+            self._nodes[host] = connection
+            self._changed.notify()
+        try:
+            while True:
+                report = _receive(connection)
+                self._ended(report["number"], report["code"])
+        except (EOFError, OSError):  # the node is lost: srun tells, and ends the step
+            return
+
+    def _serve_agent(self, connection: Connection, host: str, command: str) -> None:
+        number = next(self._numbers)
+        self._waiting[number] = connection
+        node = self._nodes.get(self._named(host))
+        if node is not None:
+            _send(node, {"number": number, "command": command})
+        elif self._named(host) == self._hosts[0]:
+            self._commands.start(number, command)
+        else:
+            print(f"hpctrain: {host} is none of the job's nodes {' '.join(self._hosts)}", file=sys.stderr, flush=True)
+            self._ended(number, 255)
+        try:
+            connection.poll(None)  # an agent says no more: readable means that it is gone, or has been answered
+        except OSError:
+            return
+        if self._waiting.pop(number, None) is None:
+            return
+        if node is None:
+            self._commands.end(number)
+        else:
+            _send(node, {"number": number, "end": True})
+
+    def _named(self, host: str) -> str:
+        """Return Slurm's name of a node; a launcher may have cut or lengthened it."""
+        short = host.partition(".")[0]
+        return next((name for name in self._hosts if host == name), None) or next(
+            (name for name in self._hosts if name.partition(".")[0] == short), host
+        )
+
+    def _ended(self, number: int, code: int) -> None:
+        agent = self._waiting.pop(number, None)
+        if agent is not None:
+            _send(agent, {"code": code})
+
+
+def obey(
+    run: RunDir, attempt: int, host: str, env: Mapping[str, str], *, timeout_s: float, look: Callable[[], None]
+) -> int:
+    """Be another node's relay until the first one says that all is over; return the exit code.
+
+    Args:
+        run: the run directory.
+        attempt: number of this attempt.
+        host: Slurm's name of this node.
+        env: the environment of the commands.
+        timeout_s: how long to wait for the first node's relay.
+        look: called some times a second.
+    """
+    connection = _connect(run, attempt, timeout_s)
+    lock = threading.Lock()
+
+    def report(number: int, code: int) -> None:
+        with lock:
+            _send(connection, {"number": number, "code": code})
+
+    commands = _Commands(env, report)
+    _send(connection, {"node": host})
+    try:
+        while True:
+            if connection.poll(0.05):
+                order = _receive(connection)
+                if "bye" in order:
+                    return 0
+                if "end" in order:
+                    commands.end(order["number"])
+                else:
+                    commands.start(order["number"], order["command"])
+            look()
+    except (EOFError, OSError):
+        return 1
+
+
+def _connect(run: RunDir, attempt: int, timeout_s: float) -> Connection:
+    path, deadline = run.agents(attempt), time.monotonic() + timeout_s
+    while True:
+        os.listdir(path.parent)  # noqa: PTH208 - makes a network file system look again instead of remembering a miss
+        try:
+            address, _, port = path.read_text().rpartition(":")
+            return Client((address, int(port)), authkey=run.secret(attempt).read_bytes())
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise WorldError(
+                    f"after {timeout_s:g} s the first node has not published where the relays meet, in {path}"
+                ) from None
+            time.sleep(0.02)
+        except (OSError, EOFError, AuthenticationError) as error:
+            raise WorldError(f"no connection to the first node's relay at {address}:{port}: {error}") from None
+
+
+def _send(connection: Connection, message: Mapping[str, Any]) -> None:
+    try:
+        connection.send_bytes(msgspec.json.encode(message))
+    except OSError:  # the peer is gone, which whoever reads from it sees
+        return
+
+
+def _receive(connection: Connection) -> dict[str, Any]:
+    return msgspec.json.decode(connection.recv_bytes(_LARGEST), type=dict[str, Any])
+
+
+def order_of(arguments: Sequence[str]) -> tuple[str, str]:
+    """Return host and command of a call that is meant for ssh: options, the host, more options, the command.
+
+    Raises:
+        UsageError: there is no host or no command.
+    """
+    rest, found = list(arguments), list[str]()
+    while rest and len(found) < 2:
+        if not rest[0].startswith("-"):
+            found.append(" ".join(rest) if found else rest.pop(0))
+        else:
+            del rest[: 1 + (rest[0] in _SSH_OPTIONS_WITH_VALUE)]
+    if len(found) < 2:
+        raise UsageError(f"neither host nor command in {' '.join(arguments)!r}", "mpirun calls this, nobody else")
+    return found[0], found[1]
+
+
+def main() -> NoReturn:
+    """Be the ssh of a launcher: have a command started on another node, exit with its code."""
+    try:
+        host, command = order_of(sys.argv[1:])
+        connection = _connect(RunDir(Path(os.environ["HPCTRAIN_RUN"])), int(os.environ["HPCTRAIN_ATTEMPT"]), 10)
+        _send(connection, {"host": host, "command": command})
+        sys.exit(_receive(connection)["code"])
+    except EOFError:
+        sys.exit(255)
+    except HpctrainError as error:
+        print(f"hpctrain: {error}", file=sys.stderr)
+        sys.exit(255)
+
+
+if __name__ == "__main__":
+    main()
