@@ -106,7 +106,9 @@ class Hub:
         threading.Thread(target=self._let_in, daemon=True).start()
         publish(self._run.agents(self._attempt), f"{address}:{self._door.getsockname()[1]}".encode())
         agent = self._run.agent(self._attempt)
-        publish(agent, f'#!/bin/sh\nexec "{sys.executable}" -m hpctrain.train.hub "$@"\n'.encode())
+        # Open MPI lifts what is blocked for its ssh, which then would die of a signal that Slurm sends to all processes
+        script = f"""#!/bin/sh\ntrap '' INT TERM USR2\nexec "{sys.executable}" -m hpctrain.train.hub "$@"\n"""
+        publish(agent, script.encode())
         agent.chmod(0o700)
 
     def await_nodes(self, timeout_s: float) -> None:

@@ -8,6 +8,7 @@ torchrun has an agent on each node. mpirun and horovodrun run on the first one; 
 """
 
 import hashlib
+import math
 import os
 import platform
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,7 @@ from hpctrain.train import hub
 from hpctrain.world import RANK_NAMES, World, from_env
 
 _LOOK_S = 0.05
+_GRACE_S = 5.0
 _KEPT_LINES = 400  # of what a launcher has said last
 
 
@@ -142,7 +144,7 @@ def _supervised(argv: list[str]) -> int:
     # without its own handlers for these
     env = {**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
     agent = subprocess.Popen(argv, env=env)
-    return _relayed(agent, _Signals())
+    return _relayed(agent, _Signals().pass_on)
 
 
 # --- mpirun and horovodrun
@@ -177,12 +179,18 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
     try:
         center.await_nodes(config.dist.timeout)
         launcher = hub.start(argv, env, stdout=subprocess.PIPE)
-        words = _Words(launcher)
-        code = _relayed(launcher, signals)
+        words = _Words(launcher, grace_s=0 if plan.launcher == "horovodrun" else _GRACE_S)
+
+        def look() -> None:
+            signals.pass_on()
+            words.end_when_failed()
+
+        code = _relayed(launcher, look)
         failure = mpirun.first_failure(words.all())
-        if code and failure is not None:
-            _conclude(run, attempt, config, plan, hosts, failure)
-        return code
+        if code == 0 or failure is None:
+            return code
+        _conclude(run, attempt, config, plan, hosts, failure)
+        return failure.code or code
     finally:
         center.close()
 
@@ -259,11 +267,21 @@ def _conclude(
 
 
 class _Words:
-    """What a launcher says goes on to the log, and its end is kept."""
+    """What a launcher says goes on to the log, and its end is kept.
 
-    def __init__(self, launcher: "subprocess.Popen[bytes]") -> None:
+    Args:
+        launcher: a process whose standard output is a pipe.
+        grace_s: how long a launcher may take to end the other ranks after it has told that one has failed. horovodrun
+            takes 10 s, and what these ranks still do is of no use.
+    """
+
+    def __init__(self, launcher: "subprocess.Popen[bytes]", *, grace_s: float) -> None:
+        self._launcher, self._grace_s = launcher, grace_s
         self._stream = launcher.stdout or ()
         self._kept: list[bytes] = []
+        self._looked_at = 0
+        self._lines = 0
+        self._failed_s = math.inf
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -273,9 +291,22 @@ class _Words:
             sys.stderr.buffer.flush()
             self._kept.append(line)
             del self._kept[:-_KEPT_LINES]
+            self._lines += 1
+
+    def end_when_failed(self) -> None:
+        """End the launcher if it takes too long to end after a failure."""
+        if self._lines > self._looked_at:
+            self._looked_at = self._lines
+            if mpirun.first_failure(self._text()) is not None:
+                self._failed_s = min(self._failed_s, time.monotonic())
+        if time.monotonic() > self._failed_s + self._grace_s:
+            kill_tree(self._launcher.pid)
 
     def all(self) -> str:
         self._reader.join(1)  # not longer: what the launcher has left behind may hold the pipe open
+        return self._text()
+
+    def _text(self) -> str:
         return b"".join(self._kept).decode(errors="replace")
 
 
@@ -303,12 +334,12 @@ class _Signals:
             self._passed.add(number)
 
 
-def _relayed(launcher: "subprocess.Popen[bytes]", signals: _Signals) -> int:
+def _relayed(launcher: "subprocess.Popen[bytes]", look: Callable[[], None]) -> int:
     while True:
         try:
             code = launcher.wait(_LOOK_S)
         except subprocess.TimeoutExpired:
-            signals.pass_on()
+            look()
         else:
             return code if code >= 0 else 128 - code
 

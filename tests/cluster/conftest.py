@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 
 import hpctrain
+from hpctrain.dist import mpirun
 from hpctrain.errors import UsageError
 from hpctrain.sandbox import cluster as api
 from hpctrain.sandbox.spec import Spec, require_packages
@@ -50,6 +51,22 @@ def slurm_packages() -> None:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def open_mpi() -> None:
+    """Skip where there is no mpirun; fail there in CI."""
+    if mpirun.find("mpirun") is None:
+        problem = f"no mpirun: {mpirun.GET_MPIRUN}"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
+
+
+@pytest.fixture(params=["srun", "torchrun", "mpirun"])
+def launcher(request: pytest.FixtureRequest) -> str:
+    """What starts the ranks; a test that asks for it runs under each."""
+    if request.param == "mpirun":
+        request.getfixturevalue("open_mpi")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

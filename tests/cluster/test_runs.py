@@ -116,7 +116,6 @@ def assert_each_sample_once_per_epoch(run, epochs, samples=1500):
         assert ids == list(range(samples)), f"epoch {epoch}"
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_run_on_two_nodes_completes_and_tells_of_itself(hpctrain, launcher):
     job_id, run = submitted(hpctrain("submit", "digits.yaml", f"dist.launcher={launcher}"))
     status = ended(hpctrain, run)
@@ -139,15 +138,15 @@ def test_follow_shows_rank_0_and_ends_with_the_run(hpctrain):
     assert "60 = 15 per rank x 1 passes x 4 ranks" in done.stderr
 
 
-def test_a_failing_run_ends_with_4_and_names_the_rank(hpctrain, tmp_path):
+def test_a_failing_run_ends_with_4_and_names_the_rank(hpctrain, tmp_path, launcher):
     (tmp_path / "broken.py").write_text("def build():\n    raise KeyError('no such layer')\n")
-    done = hpctrain("submit", "digits.yaml", "model={name: broken:build}", "--follow", check=False)
+    options = ("model={name: broken:build}", f"dist.launcher={launcher}", "--follow")
+    done = hpctrain("submit", "digits.yaml", *options, check=False)
     assert done.returncode == 4
     assert "KeyError" in done.stderr
     assert "hpctrain: failed on rank" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_stop_near_the_time_limit_saves_and_a_requeued_job_goes_on(hpctrain, cluster, launcher):
     job_id, run = submitted(
         hpctrain("submit", "digits.yaml", f"dist.launcher={launcher}", "train.epochs=40", "checkpoint.every=500 epochs")
@@ -176,8 +175,8 @@ def test_a_requeued_run_ends_like_an_undisturbed_one(hpctrain, cluster):
     assert (run / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_cancel_ends_all_processes(hpctrain):
-    _, run = submitted(hpctrain("submit", "digits.yaml", "train.epochs=100000"))
+def test_cancel_ends_all_processes(hpctrain, launcher):
+    _, run = submitted(hpctrain("submit", "digits.yaml", f"dist.launcher={launcher}", "train.epochs=100000"))
     until((run / "attempts/1/metrics.jsonl").exists)
     hpctrain("cancel", run)
     assert row(hpctrain, run)["state"] == "CANCELLED"
@@ -195,11 +194,14 @@ def processes_of(run):
     return found
 
 
-def test_a_killed_rank_ends_the_attempt_and_the_next_goes_on(hpctrain):
-    _, run = submitted(hpctrain("submit", "digits.yaml", "train.epochs=40", "checkpoint.every=10 steps"))
+def test_a_killed_rank_ends_the_attempt_and_the_next_goes_on(hpctrain, launcher):
+    options = (f"dist.launcher={launcher}", "train.epochs=40", "checkpoint.every=10 steps")
+    _, run = submitted(hpctrain("submit", "digits.yaml", *options))
     until(lambda: list((run / "ckpt").glob("step_*")))
-    [victim] = [pid for pid in processes_of(run) if environ(pid).get("SLURM_PROCID") == "3" and is_rank(pid)]
+    name = {"srun": "SLURM_PROCID", "torchrun": "RANK", "mpirun": "OMPI_COMM_WORLD_RANK"}[launcher]
+    [victim] = [pid for pid in processes_of(run) if environ(pid).get(name) == "3" and is_rank(pid)]
     os.kill(int(victim), signal.SIGKILL)
+    until((run / "attempts/1/outcome.json").exists, 10)
     status = ended(hpctrain, run)
     first = json.loads((run / "attempts/1/outcome.json").read_text())
     assert (status["state"], status["attempt"]) == ("COMPLETED", 2), first
@@ -219,7 +221,6 @@ def is_rank(pid):
     return b"hpctrain.train\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_plain_script_runs_on_all_ranks(hpctrain, tmp_path, launcher):
     (tmp_path / "train.py").write_text(PLAIN_DDP)
     (tmp_path / "plain.yaml").write_text(
