@@ -9,10 +9,14 @@ from pathlib import Path
 BUILD = "bash jobs/build-horovod.sh, then pip install the wheel that it names (docs/horovod-mpi.md)"
 
 
-def problem() -> tuple[str, str] | None:
+def problem(backend: str) -> tuple[str, str] | None:
     """Say what is wrong with this Python's Horovod, and what to type; None: nothing that can be seen from outside.
 
-    Horovod itself only warns when torch is another than the one that it was built for.
+    Horovod itself only warns when torch is another than the one that it was built for, and one without MPI whose ranks
+    mpirun starts forms as many worlds as there are ranks.
+
+    Args:
+        backend: by which the ranks shall agree, gloo or mpi.
     """
     spec = importlib.util.find_spec("horovod")
     if spec is None or spec.origin is None:
@@ -27,5 +31,10 @@ def problem() -> tuple[str, str] | None:
         return (
             f"Horovod in {home} was built for torch {built}, and torch is {here} now",
             f"build it again: {BUILD}; or pip install torch=={built.partition('+')[0]}",
+        )
+    if backend == "mpi" and not any(b"libmpi" in path.read_bytes() for path in home.glob("torch/mpi_lib*.so")):
+        return (
+            f"Horovod in {home} was built without MPI, so each rank would be a world of its own",
+            f"build it where MPI is: {BUILD}; or let the ranks agree by Gloo: dist.backend=gloo",
         )
     return None

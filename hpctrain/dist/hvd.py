@@ -49,8 +49,8 @@ def connect(
         UsageError: Horovod is missing, or lacks what the plan needs.
         WorldError: it formed another world than the planned one.
     """
-    hvd = _load()
-    _require(hvd, plan, world, device)
+    hvd = _load(plan.backend)
+    _require(hvd, plan, device)
     os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
     server = None
     if listen_fd is not None and plan.backend == "gloo":
@@ -79,8 +79,8 @@ def connect(
     return comm
 
 
-def _load() -> ModuleType:
-    if found := horovod_build.problem():
+def _load(backend: str) -> ModuleType:
+    if found := horovod_build.problem(backend):
         raise UsageError(f"dist.strategy: horovod, but {found[0]}", found[1])
     try:
         hvd = importlib.import_module("horovod.torch")
@@ -95,13 +95,7 @@ def _load() -> ModuleType:
     return hvd
 
 
-def _require(hvd: ModuleType, plan: Plan, world: World, device: torch.device) -> None:
-    if plan.backend == "mpi" and not hvd.mpi_built():
-        raise UsageError(
-            f"this Horovod was built without MPI, and its ranks shall agree by MPI ({world} was started by "
-            f"{world.launcher}): each would be a world of its own",
-            f"let them agree by Gloo with dist.backend=gloo, or build it with MPI: {horovod_build.BUILD}",
-        )
+def _require(hvd: ModuleType, plan: Plan, device: torch.device) -> None:
     if plan.backend == "gloo" and not hvd.gloo_built():
         raise UsageError(
             "this Horovod was built without Gloo, and its ranks shall agree by Gloo",
@@ -134,7 +128,7 @@ class HorovodStep(SingleStep):
         self._summed = False
         with self._horovods.skip_synchronize():
             updated = self._update()
-        self._horovods.zero_grad()
+        self.optimizer.zero_grad()
         return updated
 
     def _wait(self) -> None:

@@ -4,7 +4,6 @@ mpi4py carries bytes only (its lower-case methods pickle). It must be imported b
 order aborts when Horovod shuts down.
 """
 
-import os
 from typing import Any
 
 from hpctrain.errors import UsageError, WorldError
@@ -18,8 +17,6 @@ def bootstrap(world: World) -> "Mpi":
         UsageError: mpi4py is missing, or finds no MPI library.
         WorldError: MPI formed another world than the launcher started, such as one of a single rank each.
     """
-    # A rank that waits for a collective of another library must not burn the core that this one needs.
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -4,6 +4,7 @@ Horovod's own launcher serves an HTTP store for that. Here rank 0 serves it on t
 world proof, so its port is neither guessed nor raced for, and it listens on the job's interface alone.
 """
 
+import os
 import socket
 from socketserver import BaseServer
 from threading import Thread
@@ -40,6 +41,8 @@ def environment(
         given["HOROVOD_FUSION_THRESHOLD"] = str(settings.fusion_mb << 20)
     if settings.cycle_ms is not None:
         given["HOROVOD_CYCLE_TIME"] = f"{settings.cycle_ms:g}"
+    if plan.backend == "mpi" and world.local_size > (os.cpu_count() or 1):
+        given["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a rank that waits burns the core that another one needs
     if plan.backend == "gloo":
         host, port = store
         given |= {

@@ -30,7 +30,7 @@ class SingleStep:
     def apply(self) -> bool:
         """Update the weights."""
         updated = self._update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()  # Horovod's takes no arguments
         return updated
 
     def _scaled(self, loss: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _horovod(loaded: Loaded, plan: Plan, *, on_slurm: bool) -> list[str]:
         return []
     from hpctrain.dist import horovod_build
 
-    found = horovod_build.problem()
+    found = horovod_build.problem(plan.backend)
     return [loaded.problem("dist.strategy", f"{found[0]}; {found[1]}")] if found else []
 
 

@@ -15,7 +15,7 @@ from types import CodeType, ModuleType
 from typing import NoReturn
 
 from hpctrain.config.schema import Config
-from hpctrain.dist import rendezvous
+from hpctrain.dist import horovod_build, rendezvous
 from hpctrain.dist.interface import VARIABLES
 from hpctrain.errors import UsageError
 from hpctrain.plan import Plan
@@ -104,7 +104,13 @@ def run_in_place(command: Sequence[str]) -> NoReturn:
 
 
 def prepare(config: Config, plan: Plan, world: World, joined: Joined, network: str) -> None:
-    """Set the environment for the command, and leave a child of rank 0 behind that holds the store."""
+    """Set the environment for the command, and leave a child of rank 0 behind that holds the store.
+
+    Raises:
+        UsageError: the command's Horovod would form worlds of one rank.
+    """
+    if plan.backend == "mpi" and plan.strategy == "horovod" and (found := horovod_build.problem(plan.backend)):
+        raise UsageError(f"dist.strategy: horovod, but {found[0]}", found[1])
     if joined.listener is not None and plan.backend != "mpi":
         slots = f"{plan.nodes}x{plan.ranks_per_node}" if plan.strategy == "horovod" else ""
         _leave_store_holder(joined.listener.detach(), joined.port, slots)

@@ -1,0 +1,133 @@
+"""Horovod and torch started by this machine's mpirun, through the command line; and Horovod's two kinds of wheel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpctrain.dist import mpirun
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("horovod")]
+
+TRAINING = """
+name: t
+data: {dataset: digits}
+model: {name: mlp, args: {hidden: [16]}}
+batch: {global: 60}
+optim: {lr: 0.1, momentum: 0.9}
+train: {steps: 30}
+precision: fp64
+dist: {strategy: horovod}
+"""
+
+# One step by Adasum, against its formula (Maleki et al. 2020, section 3) of what each rank would have done alone
+ADASUM = """
+import torch, horovod.torch as hvd
+from hpctrain.config.schema import Horovod as Settings
+from hpctrain.dist.hvd import Horovod
+hvd.init()
+comm = Horovod(hvd, Settings(op="adasum"), torch.device("cpu"))
+model = torch.nn.Linear(5, 1, bias=False).double()
+with torch.no_grad():
+    model.weight.copy_(torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0]]))
+images = torch.tensor([[1.0, 2, 1, 1, 5], [3.0, 1, 1, 0, -2]]).double()
+alone = [-0.1 * torch.autograd.grad(model(one[None]).square().sum(), model.weight)[0] for one in images]
+before = model.weight.detach().clone()
+step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), example=images, passes=1, scaler=None)
+loss = step.forward(images[comm.rank][None], last=True).square().sum() / comm.size
+step.backward(loss, last=True)
+assert step.apply()
+a, b = alone
+dot = (a * b).sum()
+joined = a * (1 - dot / (2 * a.square().sum())) + b * (1 - dot / (2 * b.square().sum()))
+print("rank", comm.rank, "of", comm.size, torch.allclose(model.weight - before, joined, rtol=1e-9), dot.item() != 0)
+"""
+
+WORLD = """
+import torch, horovod.torch as hvd
+hvd.init()
+print("size", hvd.size(), hvd.allreduce(torch.tensor([1.0]), op=hvd.Sum, name="x").item())
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Call `hpctrain run` on files of the given texts."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def call(text, *overrides, script="", path=None):
+        (tmp_path / "c.yaml").write_text(text or f"name: s\ncommand: [{sys.executable}, s.py]\ndist: {{strategy: horovod}}\n")
+        (tmp_path / "s.py").write_text(script)
+        found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, **({"PYTHONPATH": found} if found else {})}
+        argv = [sys.executable, "-m", "hpctrain", "run", "c.yaml", *overrides]
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=150, check=False)
+
+    return call
+
+
+@pytest.fixture
+def open_mpi():
+    if mpirun.find("mpirun") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no mpirun: {mpirun.GET_MPIRUN}")
+
+
+@pytest.fixture
+def gloo_only():
+    """Return the directory where a Horovod without MPI is installed."""
+    path = os.environ.get("HPCTRAIN_HOROVOD_GLOO")
+    if path is None:
+        lacks = "HPCTRAIN_HOROVOD_GLOO names no directory with a Horovod without MPI: see tests/run.sh"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacks)
+    return path
+
+
+def final(tmp_path):
+    [path] = tmp_path.glob("runs/*/ckpt/step_00000030/model.safetensors")
+    content = path.read_bytes()
+    path.rename(path.with_name("seen"))
+    return content
+
+
+def test_all_wheels_and_backends_end_with_the_same_bytes(run, open_mpi, gloo_only, tmp_path):
+    ends = []
+    for overrides, path in ((["dist.backend=mpi"], None), ([], None), ([], gloo_only), (["dist.strategy=ddp"], None)):
+        done = run(TRAINING, "--ranks", "2", *overrides, path=path)
+        assert done.returncode == 0, done.stderr
+        ends.append(final(tmp_path))
+    assert ends == ends[:1] * 4
+
+
+def test_adasum_joins_what_the_ranks_did(run, open_mpi):
+    done = run("", "--ranks", "2", "dist.backend=mpi", "dist.horovod.op=adasum", script=ADASUM)
+    assert done.stdout == "rank 0 of 2 True True\n", done.stderr
+
+
+def test_adasum_trains_and_its_rate_is_scaled_by_the_batch_of_a_rank(run, open_mpi):
+    overrides = ["dist.backend=mpi", "dist.horovod.op=adasum", "optim.base_batch=60"]
+    done = run(TRAINING, "--ranks", "2", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "0.1 asked -> 0.05 used" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["gloo", "mpi"])
+def test_a_plain_horovod_script_finds_its_world(run, open_mpi, backend):
+    done = run("", "--ranks", "2", f"dist.backend={backend}", script=WORLD)
+    assert done.stdout == "size 2 2.0\n", done.stderr
+
+
+@pytest.mark.parametrize("text", [TRAINING, ""])
+def test_a_horovod_without_mpi_never_makes_worlds_of_one(run, open_mpi, gloo_only, text):
+    done = run(text, "--ranks", "2", "dist.backend=mpi", script=WORLD, path=gloo_only)
+    assert done.returncode == 2
+    assert "was built without MPI, so each rank would be a world of its own" in done.stderr
+    assert "dist.backend=gloo" in done.stderr
+    assert not Path("runs").exists()
+
+
+def test_torchs_own_mpi_backend_is_explained_where_it_is_missing(run, open_mpi):
+    done = run(TRAINING, "--ranks", "2", "dist.strategy=ddp", "dist.backend=mpi")
+    assert done.returncode == 4
+    assert "was built without MPI, as all that PyPI offers" in done.stderr
