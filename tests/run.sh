@@ -14,13 +14,14 @@ case $mode in all | quick) ;; *) echo "usage: bash tests/run.sh [quick]" >&2; ex
 
 say() { printf '\n=== %s\n' "$*"; }
 
-packages=(slurm-wlm munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server shellcheck python3-venv)
+packages=(slurm-wlm munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server shellcheck python3-venv
+  openmpi-bin libopenmpi-dev libpmix-dev g++ make cmake python3-dev)
 needs_packages() {
   local command
-  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck; do
+  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck mpirun mpicxx g++ make cmake; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || return 0
   done
-  return 1
+  ! compgen -G '/usr/lib/*/libpmix.so' >/dev/null # slurmd loads it by this name
 }
 if [ "$mode" = all ] && needs_packages; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -37,8 +38,9 @@ fi
 
 say "virtual environment $venv"
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
-PATH=$PWD/$venv/bin:$PATH
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,mpi]'
+venv=$(realpath "$venv")
+PATH=$venv/bin:$PATH
 export PATH
 
 say "lint, types, import rules, generated documents"
@@ -54,6 +56,18 @@ if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; else echo 
 if [ "$mode" = quick ]; then
   say "quick tests"
   exec python -m pytest -m "not slurm and not torch and not gpu"
+fi
+
+say "Horovod, with MPI and Gloo, and with Gloo alone"
+# Its wheels are built once for each torch, Python and MPI, and kept in the cache of build-horovod.sh.
+if both=$(bash jobs/build-horovod.sh --python "$venv/bin/python") &&
+  gloo=$(bash jobs/build-horovod.sh --python "$venv/bin/python" --without-mpi); then
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt "$both"
+  export HPCTRAIN_HOROVOD_GLOO=$venv/horovod-gloo
+  rm -rf "$HPCTRAIN_HOROVOD_GLOO"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$HPCTRAIN_HOROVOD_GLOO" "$gloo"
+elif [ "${CI:-}" = true ]; then
+  exit 1
 fi
 
 say "the wheel, with nothing but what the login node needs"
