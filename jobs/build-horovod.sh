@@ -247,10 +247,13 @@ import sys, torch, horovod.torch as hvd
 found = [torch.__version__, *(name for name in ("mpi", "gloo", "nccl") if getattr(hvd, name + "_built")())]
 sys.exit("asked for %s, built %s" % (sys.argv[1:], found) if found != sys.argv[1:] else 0)
 PROVE
-step "installing the wheel there" "$own" -m pip install "$work"/wheel/horovod-*.whl
+# it goes before a Horovod that the user has; then comes what it needs and is not there
+wheel=$(compgen -G "$work/wheel/horovod-*.whl")
+step "installing the wheel there" "$own" -m pip install --ignore-installed --no-deps "$wheel"
+step "installing what it needs" "$own" -m pip install "$wheel"
 step "importing it" "$own" "$work/prove.py" "${is[torch]}" ${mpi:+mpi} ${gloo:+gloo} ${nccl:+nccl}
 
-cp "$work"/wheel/horovod-*.whl "$new"
+cp "$wheel" "$new"
 echo "$facts" >"$new/built-against.txt"
 # a folder is renamed whole or not at all; where another build came first, its wheel is as good as this one
 mv -T "$new" "$entry" 2>/dev/null || [ -d "$entry" ]

@@ -72,6 +72,8 @@ class Machine:
         self.program("mpicxx", f"[ \"$1\" = -show ] && {{ echo g++ -I{place}; exit; }}\ncat <<'H'\n{header}H")
 
     def horovod(self, mpi: str = "True") -> None:
+        """Make a Horovod that shadows one that this Python may have."""
+        (self.root / "packages/horovod/__init__.py").touch()
         (self.root / "packages/horovod/torch/__init__.py").write_text(
             f"def mpi_built(): return {mpi}\ndef gloo_built(): return True\ndef nccl_built(): return 0\n"
         )
