@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+
+if str(Path(__file__).parents[2]) not in sys.path:  # tests import what they share by its name
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import hpctrain
 from hpctrain.dist import mpirun

@@ -8,12 +8,14 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.runs import processes_of, rank_of, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(300)]
 
@@ -58,14 +60,6 @@ class Pause(nn.Module):
 def build(pause_ms):
     return nn.Sequential(nn.Flatten(), Pause(pause_ms), nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
 """
-
-
-def until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def project(folder: Path) -> Path:
@@ -160,9 +154,9 @@ def test_a_run_stops_resumes_and_ends_as_under_ddp(request, submit, cluster, ref
     )
     until(lambda: first.exists() or (metrics.exists() and len(metrics.read_text().splitlines()) > 5))
     cluster.run(["scancel", "--signal=USR2", job])
-    until(first.exists)
+    until(first.exists, 90)
     assert verdict(first) == ("stopped", "time_limit"), logs(run)
-    until(second.exists)
+    until(second.exists, 90)
     assert verdict(second) == ("completed", None), logs(run)
     assert "rank 3 of 4" in (run / "attempts/1/logs/rank_3.err").read_text()
     undisturbed = reference(4, "fp64")
@@ -187,3 +181,17 @@ def test_two_ranks_end_with_the_bytes_of_ddp(request, submit, reference, strateg
     until((run / "attempts/1/outcome.json").exists)
     assert final(run).exists(), logs(run)
     assert final(run).read_bytes() == final(reference(2, "fp32")).read_bytes()
+
+
+@pytest.mark.parametrize(("strategy", "launcher", "option"), RUNS[4:])
+def test_a_killed_rank_ends_a_horovod_job_in_seconds(request, submit, cluster, strategy, launcher, option):
+    needs(request, strategy, launcher, option)
+    overrides = (f"dist.strategy={strategy}", f"dist.launcher={launcher}", option, "train.steps=5000")
+    job, run = submit(*overrides, "restart.rank_killed=0")
+    metrics, outcome = run / "attempts/1/metrics.jsonl", run / "attempts/1/outcome.json"
+    until(lambda: outcome.exists() or (metrics.exists() and len(metrics.read_text().splitlines()) > 2), 90)
+    os.kill(rank_of(run, 2, launcher), signal.SIGKILL)
+    until(lambda: not cluster.run(["squeue", "-h", "-j", job, "-t", "RUNNING,COMPLETING"]).stdout.strip(), 10)
+    record = json.loads(outcome.read_text())
+    assert (record["verdict"], record["cause"]) == ("failed", "rank_killed"), logs(run)
+    until(lambda: not processes_of(run), 10)

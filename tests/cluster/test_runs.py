@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.runs import processes_of, rank_of, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(300)]
 
@@ -70,15 +71,6 @@ def hpctrain(cluster, tmp_path):
     yield call
     cluster.run(["scancel", "--me"])
     until(lambda: not cluster.run(["squeue", "-h"]).stdout.strip(), 30)
-
-
-def until(condition, seconds=60):
-    """Wait for something that must come true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def submitted(done):
@@ -183,42 +175,17 @@ def test_cancel_ends_all_processes(hpctrain, launcher):
     until(lambda: not processes_of(run), 15)
 
 
-def processes_of(run):
-    found = []
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(run).encode() in cmdline.read_bytes():
-                found.append(cmdline.parent.name)
-        except OSError:
-            continue
-    return found
-
-
 def test_a_killed_rank_ends_the_attempt_and_the_next_goes_on(hpctrain, launcher):
     options = (f"dist.launcher={launcher}", "train.epochs=40", "checkpoint.every=10 steps")
     _, run = submitted(hpctrain("submit", "digits.yaml", *options))
     until(lambda: list((run / "ckpt").glob("step_*")))
-    name = {"srun": "SLURM_PROCID", "torchrun": "RANK", "mpirun": "OMPI_COMM_WORLD_RANK"}[launcher]
-    [victim] = [pid for pid in processes_of(run) if environ(pid).get(name) == "3" and is_rank(pid)]
-    os.kill(int(victim), signal.SIGKILL)
+    os.kill(rank_of(run, 3, launcher), signal.SIGKILL)
     until((run / "attempts/1/outcome.json").exists, 10)
     status = ended(hpctrain, run)
     first = json.loads((run / "attempts/1/outcome.json").read_text())
     assert (status["state"], status["attempt"]) == ("COMPLETED", 2), first
     assert first["cause"] == "rank_killed"
     assert_each_sample_once_per_epoch(run, epochs=40)
-
-
-def environ(pid):
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    return dict(pair.decode().split("=", 1) for pair in raw.split(b"\0") if b"=" in pair)
-
-
-def is_rank(pid):
-    return b"hpctrain.train\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_plain_script_runs_on_all_ranks(hpctrain, tmp_path, launcher):
