@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 BUILD = "bash jobs/build-horovod.sh, then pip install the wheel that it names (docs/horovod-mpi.md)"
+"""What to type; where hpctrain was installed from a wheel, `hpctrain doctor` says where that script lies."""
 
 
 def problem(backend: str) -> tuple[str, str] | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 
 import hpctrain
+from hpctrain.dist import horovod_build, mpirun
 from hpctrain.errors import ClusterError
 from hpctrain.launch import slurm
+from hpctrain.launch.render import template_file
 
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 _GIB = 1 << 30
@@ -39,6 +41,8 @@ def doctor(runs: Path = Path("runs")) -> list[Finding]:
         ),
         Finding(name="hpctrain", value=f"{hpctrain.__version__} {Path(hpctrain.__file__).parent}"),
         _torch(),
+        _horovod(),
+        _mpi(),
         _gpus_here(),
         *_slurm(),
         _containers(),
@@ -84,6 +88,32 @@ def _torch() -> Finding:
             found[left.partition(":")[0].strip()] = right.strip().strip("'\"")
     cuda = f"CUDA {found['cuda']}" if found["cuda"] != "None" else "CPU only"
     return Finding(name="torch", value=f"{found['__version__']} ({cuda}) {folder}")
+
+
+def _horovod() -> Finding:
+    from importlib import metadata
+
+    build = f"dist.strategy: horovod needs one: bash {template_file('build-horovod.sh')}"
+    try:
+        value = metadata.version("horovod")
+    except metadata.PackageNotFoundError:
+        return Finding(name="Horovod", value="not installed here", hint=build)
+    if found := horovod_build.problem("gloo"):
+        return Finding(name="Horovod", value=f"{value}: {found[0]}", ok=False, hint=build)
+    return Finding(name="Horovod", value=value + (", without MPI" if horovod_build.problem("mpi") else ""))
+
+
+def _mpi() -> Finding:
+    from importlib import metadata
+
+    program = mpirun.find("mpirun")
+    values = [f"mpirun {program}" if program else "no mpirun"]
+    try:
+        values.append(f"mpi4py {metadata.version('mpi4py')}")
+    except metadata.PackageNotFoundError:
+        values.append("no mpi4py")
+    hint = "" if program else f"dist.launcher: mpirun needs it: a module on a cluster; here {mpirun.GET_MPIRUN}"
+    return Finding(name="MPI", value=", ".join(values), hint=hint)
 
 
 def _gpus_here() -> Finding:
