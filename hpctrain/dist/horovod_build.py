@@ -1,7 +1,5 @@
 """Which Horovod is installed, and does it fit? Answered without importing it or torch, so the launcher can ask, too."""
 
-import importlib.metadata
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -19,14 +17,17 @@ def problem(backend: str) -> tuple[str, str] | None:
     Args:
         backend: by which the ranks shall agree, gloo or mpi.
     """
-    spec = importlib.util.find_spec("horovod")
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    spec = find_spec("horovod")
     if spec is None or spec.origin is None:
         return f"{sys.executable} has no Horovod", f"build it: {BUILD}"
     home = Path(spec.origin).parent
     try:
         built = json.loads((home / "metadata.json").read_bytes()).get("pytorch")
-        here = importlib.metadata.version("torch")
-    except (OSError, ValueError, importlib.metadata.PackageNotFoundError):
+        here = metadata.version("torch")
+    except (OSError, ValueError, metadata.PackageNotFoundError):
         return None
     if built is not None and built.partition("+")[0] != here.partition("+")[0]:
         return (

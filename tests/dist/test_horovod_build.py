@@ -1,5 +1,7 @@
 """What is seen of an installed Horovod without importing it."""
 
+import importlib.metadata
+import importlib.util
 import json
 import sys
 
@@ -12,7 +14,7 @@ from hpctrain.dist import horovod_build
 def install(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "horovod", raising=False)
-    monkeypatch.setattr(horovod_build.importlib.metadata, "version", lambda name: {"torch": "2.13.0+cpu"}[name])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"torch": "2.13.0+cpu"}[name])
 
     def put(torch="2.13.0+cpu", library=b"...libmpi.so.40..."):
         (tmp_path / "horovod/torch").mkdir(parents=True)
@@ -47,7 +49,7 @@ def test_one_without_mpi_does_for_gloo_alone(install):
 
 
 def test_a_missing_one_names_the_script(monkeypatch):
-    monkeypatch.setattr(horovod_build.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     what, todo = horovod_build.problem("gloo")
     assert what == f"{sys.executable} has no Horovod"
     assert todo.startswith("build it: bash jobs/build-horovod.sh")
