@@ -188,7 +188,8 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
         failure = mpirun.first_failure(watch.words())
         if code == 0 or failure is None:
             return code
-        conclude(run.outcome(attempt), config, plan, hosts, failure)
+        if config.command is None or not signals.told & {signal.SIGTERM, signal.SIGINT}:
+            conclude(run.outcome(attempt), plan, hosts, failure)  # else it was told to stop, and whoever told it knows
         return failure.code or code
     finally:
         center.close()
@@ -246,17 +247,17 @@ class _Signals:
     """Catches what is meant for the ranks, and passes it on once each, as soon as there are ranks."""
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self.told: set[int] = set()
         self._passed: set[int] = set()
         for number in hub.DEAF_TO:
             signal.signal(number, self._catch)
 
     def _catch(self, number: int, _frame: object) -> None:
-        self._told.add(number)
+        self.told.add(number)
 
     def pass_on(self) -> None:
         """Send to the ranks of this node, but not to what they have started, what they have not heard yet."""
-        due = self._told - self._passed
+        due = self.told - self._passed
         ranks = nearest(os.getpid(), RANK_NAMES) if due else []
         for number in due if ranks else ():
             send(number, ranks)

