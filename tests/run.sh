@@ -15,11 +15,13 @@ case $mode in all | quick) ;; *) echo "usage: bash tests/run.sh [quick]" >&2; ex
 say() { printf '\n=== %s\n' "$*"; }
 
 packages=(slurm-wlm munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server shellcheck python3-venv)
+packages+=(openmpi-bin libopenmpi-dev libpmix-dev) # the last one: without it srun has no --mpi=pmix
 needs_packages() {
   local command
-  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck; do
+  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck mpirun mpicc; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || return 0
   done
+  if command -v dpkg >/dev/null && ! dpkg -s libpmix-dev >/dev/null 2>&1; then return 0; fi
   return 1
 }
 if [ "$mode" = all ] && needs_packages; then

@@ -8,6 +8,7 @@ torchrun has an agent on each node. mpirun and horovodrun run on the first one; 
 """
 
 import hashlib
+import ipaddress
 import os
 import platform
 import signal
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -176,6 +177,7 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
     center.open(address)
     try:
         center.await_nodes(config.dist.timeout)
+        env |= _network_of_ranks(env, address, center.addresses)
         launcher = hub.start(argv, env, stdout=subprocess.PIPE)
         # horovodrun takes 10 s to end the other ranks, and what these still do is of no use
         watch = Watch(launcher, run.outcome(attempt), grace_s=0 if plan.launcher == "horovodrun" else _GRACE_S)
@@ -193,6 +195,19 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
         return failure.code or code
     finally:
         center.close()
+
+
+def _network_of_ranks(env: Mapping[str, str], address: str, others: Iterable[str]) -> dict[str, str]:
+    """Say to Open MPI which network the nodes share, unless somebody has said so already.
+
+    It would connect to any address of a peer, also to that of a bridge for containers, which is the same on all nodes.
+    """
+    if not others or any(name.startswith("OMPI_MCA_btl_tcp_if_") for name in env):
+        return {}
+    shared = interface.subnet(address)
+    if any(ipaddress.IPv4Address(other) not in shared for other in others):
+        return {}  # a routed network; its interfaces have no more in common than their names, or not even that
+    return {"OMPI_MCA_btl_tcp_if_include": str(shared)}
 
 
 def _is_local() -> bool:

@@ -46,6 +46,7 @@ command: [python, script.py, ACT]
 env: {setup: [export TOKEN=hunter2]}
 restart: {rank_killed: 0}
 """
+TOOLS = "bash sh srun scontrol scancel env od tr grep mkdir ln rm mv sleep"  # what the batch script calls, and no MPI
 RUNNERS = ["mpirun", "horovodrun"]
 
 
@@ -170,22 +171,7 @@ def test_a_cancelled_run_leaves_no_process_and_no_secret_in_sight(submit, cluste
 
 def test_a_job_without_mpirun_says_how_to_get_one(submit, cluster, tmp_path_factory):
     tools = tmp_path_factory.mktemp("tools")
-    for name in (
-        "bash",
-        "sh",
-        "srun",
-        "scontrol",
-        "scancel",
-        "env",
-        "od",
-        "tr",
-        "grep",
-        "mkdir",
-        "ln",
-        "rm",
-        "mv",
-        "sleep",
-    ):
+    for name in TOOLS.split():
         (tools / name).symlink_to(shutil.which(name, path=cluster.env["PATH"]))
     _, run = submit("mpirun", "sleep", f"env.setup=['export PATH={tools}']")
     ended = outcome(run)
