@@ -7,6 +7,7 @@ rank 0's node to itself is `lo`: exported to the others it would make them dial 
 
 import errno
 import fcntl
+import ipaddress
 import socket
 import struct
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HOROVOD_GLOO_IFACE")
 """Where the collective libraries look; what a user or site has set there stays, unless `dist.interface` is given."""
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
+_SIOCGIFNETMASK = 0x891B
 _LOOPBACK = "127."
 
 
@@ -32,6 +34,16 @@ def addresses() -> dict[str, str]:
                 continue
             found[name] = socket.inet_ntoa(reply[20:24])
     return found
+
+
+def subnet(address: str) -> ipaddress.IPv4Network:
+    """Return the network of an interface of this node, by its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for name, own in addresses().items():
+            if own == address:
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFNETMASK, struct.pack("256s", name.encode()[:15]))
+                return ipaddress.IPv4Network(f"{own}/{socket.inet_ntoa(reply[20:24])}", strict=False)
+    raise WorldError(f"no interface has the address {address}")
 
 
 def publishable_address(*, interface: str | None, host: str, suffix: str, peers: Sequence[str], nodes: int) -> str:

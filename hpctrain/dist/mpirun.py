@@ -44,6 +44,12 @@ def find(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
+def binary(mpirun: str, flavour: Flavour) -> str:
+    """Return the program itself: Intel's mpirun is a shell script around it, and a shell hears what mpirun must not."""
+    inner = Path(mpirun).with_name("mpiexec.hydra")
+    return str(inner) if flavour == "intel" and inner.exists() else mpirun
+
+
 def flavour_of(version: str) -> Flavour | None:
     """Say which kind of mpirun it is by what `mpirun --version` prints; None: none that is known here."""
     return next((flavour for pattern, flavour in _VERSIONS if re.search(pattern, version)), None)
@@ -73,8 +79,10 @@ def command(
     ranks = str(len(hosts) * ranks_per_node)
     if flavour in {"mpich", "intel"}:
         network = ["-iface", interface] if interface else []
-        # MPICH binds nothing by itself; Intel MPI gives each rank its share of the CPUs that this job has
-        return [mpirun, "-n", ranks, "-ppn", str(ranks_per_node), "-hosts", ",".join(hosts), *network, *program]
+        # MPICH binds nothing by itself; Intel MPI gives each rank its share of the CPUs that this job has.
+        # -genvnone: each node has its environment, and a rank shall not have that of the first one
+        placed = ["-n", ranks, "-ppn", str(ranks_per_node), "-hosts", ",".join(hosts), "-genvnone"]
+        return [mpirun, *placed, *network, *program]
     network = ["--mca", "btl_tcp_if_include", interface] if interface else []
     if interface:  # the daemons' network
         network += (
@@ -116,7 +124,6 @@ def environment(env: Mapping[str, str], agent: Path | None = None) -> dict[str, 
         "PRTE_MCA_plm": "ssh",
         "PRTE_MCA_plm_ssh_agent": str(agent),
         "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
-        "PRTE_MCA_prte_leave_session_attached": "1",
         # MPICH
         "HYDRA_RMK": "user",
         "HYDRA_LAUNCHER": "ssh",

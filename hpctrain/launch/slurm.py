@@ -270,7 +270,9 @@ def mpi_flavours() -> list[str]:
     """Return the plugins of `srun --mpi=`."""
     done = call(["srun", "--mpi=list"])
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]  # to stderr until 22.05
-    return [line for line in lines if re.fullmatch(r"[a-z0-9_]+", line)]
+    # newer ones add: `specific pmix plugin versions available: pmix_v4,pmix_v5`
+    names = [name.strip() for line in lines for name in line.rpartition("available:")[2].split(",")]
+    return [name for name in names if re.fullmatch(r"[a-z0-9_]+", name)]
 
 
 def has_pyxis() -> bool:

@@ -96,6 +96,8 @@ class Hub:
         self._commands = _Commands(env, self._ended)
         self._changed = threading.Condition()
         self._nodes: dict[str, Connection] = {}
+        self.addresses: set[str] = set()
+        """Where the other nodes' relays came from."""
         self._waiting: dict[int, Connection] = {}
         self._door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
@@ -151,6 +153,7 @@ class Hub:
         with socket.socket(fileno=os.dup(connection.fileno())) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
         if "node" in hello:
+            self.addresses.add(address)
             self._serve_node(connection, hello["node"])
         else:
             self._serve_agent(connection, hello["host"], hello["command"])

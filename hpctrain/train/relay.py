@@ -8,16 +8,15 @@ torchrun has an agent on each node. mpirun and horovodrun run on the first one; 
 """
 
 import hashlib
-import math
+import ipaddress
 import os
 import platform
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,13 +27,13 @@ from hpctrain.dist import interface, mpirun
 from hpctrain.errors import HpctrainError, JobError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.processes import adopt_orphans, children, kill_tree, nearest, send, tie_to_parent
-from hpctrain.rundir import RunDir, publish, publish_first, read_json
+from hpctrain.rundir import RunDir, publish, publish_first
 from hpctrain.train import hub
+from hpctrain.train.watch import Watch, conclude
 from hpctrain.world import RANK_NAMES, World, from_env
 
 _LOOK_S = 0.05
 _GRACE_S = 5.0
-_KEPT_LINES = 400  # of what a launcher has said last
 
 
 def main() -> None:
@@ -178,21 +177,37 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
     center.open(address)
     try:
         center.await_nodes(config.dist.timeout)
+        env |= _network_of_ranks(env, address, center.addresses)
         launcher = hub.start(argv, env, stdout=subprocess.PIPE)
-        words = _Words(launcher, grace_s=0 if plan.launcher == "horovodrun" else _GRACE_S)
+        # horovodrun takes 10 s to end the other ranks, and what these still do is of no use
+        watch = Watch(launcher, run.outcome(attempt), grace_s=0 if plan.launcher == "horovodrun" else _GRACE_S)
 
         def look() -> None:
             signals.pass_on()
-            words.end_when_failed()
+            watch.end_when_failed()
 
         code = _relayed(launcher, look)
-        failure = mpirun.first_failure(words.all())
+        failure = mpirun.first_failure(watch.words())
         if code == 0 or failure is None:
             return code
-        _conclude(run, attempt, config, plan, hosts, failure)
+        if config.command is None or not signals.told & {signal.SIGTERM, signal.SIGINT}:
+            conclude(run.outcome(attempt), plan, hosts, failure)  # else it was told to stop, and whoever told it knows
         return failure.code or code
     finally:
         center.close()
+
+
+def _network_of_ranks(env: Mapping[str, str], address: str, others: Iterable[str]) -> dict[str, str]:
+    """Say to Open MPI which network the nodes share, unless somebody has said so already.
+
+    It would connect to any address of a peer, also to that of a bridge for containers, which is the same on all nodes.
+    """
+    if not others or any(name.startswith("OMPI_MCA_btl_tcp_if_") for name in env):
+        return {}
+    shared = interface.subnet(address)
+    if any(ipaddress.IPv4Address(other) not in shared for other in others):
+        return {}  # a routed network; its interfaces have no more in common than their names, or not even that
+    return {"OMPI_MCA_btl_tcp_if_include": str(shared)}
 
 
 def _is_local() -> bool:
@@ -231,83 +246,13 @@ def _argv(
         )
     return mpirun.command(
         flavour,
-        program,
+        mpirun.binary(program, flavour),
         rank,
         hosts=["localhost"] if _is_local() else hosts,
         ranks_per_node=plan.ranks_per_node,
         interface=network,
         as_root=os.geteuid() == 0,
     )
-
-
-def _conclude(
-    run: RunDir, attempt: int, config: Config, plan: Plan, hosts: Sequence[str], failure: mpirun.Failure
-) -> None:
-    """Write the outcome that no rank could write, or mend one that was the echo of a killed rank."""
-    by_signal = failure.code > 128
-    if by_signal and config.command is not None and failure.code == 128 + signal.SIGTERM:
-        return  # a program that was told to stop, and has no handler
-    host = failure.host or (hosts[failure.rank // plan.ranks_per_node] if failure.rank is not None else None)
-    who = "a rank" if failure.rank is None else f"rank {failure.rank}"
-    who += f" on {host}" if host else ""
-    how = f"was killed by signal {failure.code - 128}" if by_signal else f"ended with exit code {failure.code}"
-    record = {
-        "verdict": "failed",
-        "cause": "rank_killed" if by_signal else "error",
-        "exit_code": failure.code,
-        "message": f"{who} {how}",
-    }
-    record |= {} if failure.rank is None else {"rank": failure.rank}
-    record |= {} if host is None else {"host": host}
-    if publish_first(run.outcome(attempt), msgspec.json.encode(record)):
-        return
-    written = read_json(run.outcome(attempt))
-    if by_signal and written.get("cause") == "error" and written.get("rank") != failure.rank:
-        publish(run.outcome(attempt), msgspec.json.encode(written | {"cause": "rank_killed"}))
-
-
-class _Words:
-    """What a launcher says goes on to the log, and its end is kept.
-
-    Args:
-        launcher: a process whose standard output is a pipe.
-        grace_s: how long a launcher may take to end the other ranks after it has told that one has failed. horovodrun
-            takes 10 s, and what these ranks still do is of no use.
-    """
-
-    def __init__(self, launcher: "subprocess.Popen[bytes]", *, grace_s: float) -> None:
-        self._launcher, self._grace_s = launcher, grace_s
-        self._stream = launcher.stdout or ()
-        self._kept: list[bytes] = []
-        self._looked_at = 0
-        self._lines = 0
-        self._failed_s = math.inf
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self._stream:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
-            self._kept.append(line)
-            del self._kept[:-_KEPT_LINES]
-            self._lines += 1
-
-    def end_when_failed(self) -> None:
-        """End the launcher if it takes too long to end after a failure."""
-        if self._lines > self._looked_at:
-            self._looked_at = self._lines
-            if mpirun.first_failure(self._text()) is not None:
-                self._failed_s = min(self._failed_s, time.monotonic())
-        if time.monotonic() > self._failed_s + self._grace_s:
-            kill_tree(self._launcher.pid)
-
-    def all(self) -> str:
-        self._reader.join(1)  # not longer: what the launcher has left behind may hold the pipe open
-        return self._text()
-
-    def _text(self) -> str:
-        return b"".join(self._kept).decode(errors="replace")
 
 
 # --- Signals
@@ -317,17 +262,17 @@ class _Signals:
     """Catches what is meant for the ranks, and passes it on once each, as soon as there are ranks."""
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self.told: set[int] = set()
         self._passed: set[int] = set()
         for number in hub.DEAF_TO:
             signal.signal(number, self._catch)
 
     def _catch(self, number: int, _frame: object) -> None:
-        self._told.add(number)
+        self.told.add(number)
 
     def pass_on(self) -> None:
         """Send to the ranks of this node, but not to what they have started, what they have not heard yet."""
-        due = self._told - self._passed
+        due = self.told - self._passed
         ranks = nearest(os.getpid(), RANK_NAMES) if due else []
         for number in due if ranks else ():
             send(number, ranks)

@@ -64,6 +64,42 @@ def test_ranks_talk_over_the_network_of_the_nodes(slurm_packages, tmp_path, netw
     assert own == (["127.0.1.1"] * 4 if LOOPBACK_NAME in prepare else [f"{network}.{n}" for n in (1, 1, 2, 2)])
 
 
+# an MPI program without a compiler: Open MPI's communicators are addresses of symbols
+MPI = """
+import ctypes, os
+mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
+world = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(mpi, "ompi_mpi_comm_world")))
+assert mpi.MPI_Init(None, None) == 0
+assert mpi.MPI_Barrier(world) == 0
+print(os.environ["RANK"], os.environ["OMPI_MCA_btl_tcp_if_include"])
+assert mpi.MPI_Finalize() == 0
+"""
+
+
+def test_open_mpi_talks_over_the_network_of_the_nodes(slurm_packages, open_mpi, tmp_path):
+    (tmp_path / "show.py").write_text(MPI)
+    (tmp_path / "net.yaml").write_text(CONFIG)
+    (tmp_path / "prepare.sh").write_text("set -e\n" + DECOY)
+    python = sys.executable
+    steps = (
+        f"srun -N2 --ntasks-per-node=1 bash {tmp_path}/prepare.sh && "
+        f"{python} -m hpctrain submit net.yaml dist.launcher=mpirun --scheduler slurm --follow"
+    )
+    done = subprocess.run(
+        [python, "-m", "hpctrain", "sandbox", "run", "--nodes", "2", "--network", "10.99.3", "--", "bash", "-c", steps],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text() for rank in range(4)]
+    assert shown == [f"{rank} 10.99.3.0/24\n" for rank in range(4)]
+
+
 def environment(tmp_path):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "HPCTRAIN_"))}
     return {**kept, "PYTHONPATH": str(Path(hpctrain.__file__).parents[1]), "XDG_STATE_HOME": str(tmp_path / "state")}

