@@ -53,6 +53,10 @@ class Mpi:
         self._world.Bcast([carried, self._mpi.BYTE], root=0)
         return bytes(carried)
 
+    def close(self) -> None:
+        """Leave MPI's world; mpirun takes the end of a rank that has not done so for a failure."""
+        self._mpi.Finalize()
+
 
 def require_in_torch() -> None:
     """Refuse `dist.backend: mpi` with a torch that was built without it.

@@ -18,6 +18,7 @@ import msgspec
 
 from hpctrain import plan as planning
 from hpctrain.config.load import Loaded, load
+from hpctrain.config.schema import Config
 from hpctrain.dist import interface, mpi
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
@@ -95,11 +96,8 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
             peers=[host for host in expected.hosts if host != world.host],
             nodes=plan.nodes,
         )
-    # Horovod joins MPI's world itself
-    by_mpi = plan.strategy == "ddp" and (plan.launcher == "mpirun" or plan.backend == "mpi" or config.dist.mpi)
-    joined = proof.join(
-        _claim(run, attempt, world, plan), expected, run, address, mpi.bootstrap(world) if by_mpi else None
-    )
+    group = mpi.bootstrap(world) if _joins_mpi(config, plan) else None
+    joined = proof.join(_claim(run, attempt, world, plan), expected, run, address, group)
     network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
     if config.dist.interface is not None:  # it wins over what the site has set
         os.environ.update(dict.fromkeys(interface.VARIABLES, network))
@@ -112,7 +110,15 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
     from hpctrain.train import session
 
     session.run(run, attempt, config, plan, world, joined, network, stop, debug=debug)
+    if group is not None:
+        group.close()
     return None
+
+
+def _joins_mpi(config: Config, plan: Plan) -> bool:
+    """Say whether MPI has started the ranks for us: Horovod joins it by itself, and a command may want to."""
+    started = plan.launcher == "mpirun" or plan.backend == "mpi" or config.dist.mpi is not None
+    return started and plan.strategy == "ddp" and config.command is None
 
 
 def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:

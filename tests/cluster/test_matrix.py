@@ -159,6 +159,7 @@ def test_a_run_stops_resumes_and_ends_as_under_ddp(request, submit, cluster, ref
     until(second.exists, 90)
     assert verdict(second) == ("completed", None), logs(run)
     assert "rank 3 of 4" in (run / "attempts/1/logs/rank_3.err").read_text()
+    assert "improperly" not in logs(run), "mpirun missed the end of a rank's MPI"
     undisturbed = reference(4, "fp64")
     assert samples(run) == samples(undisturbed)
     ours, theirs = load_file(final(run)), load_file(final(undisturbed))
