@@ -14,5 +14,6 @@ cd "$work"
 venv/bin/hpctrain --version
 venv/bin/hpctrain check quickstart.yaml --scheduler local
 venv/bin/hpctrain submit quickstart.yaml --dry-run | bash -n
+venv/bin/hpctrain submit quickstart.yaml dist.strategy=horovod --dry-run | bash -n
 venv/bin/python -c 'import sys, hpctrain.cli; assert "numpy" not in sys.modules'
 echo "the wheel is whole"

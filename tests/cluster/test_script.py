@@ -248,6 +248,13 @@ def test_a_command_is_judged_by_its_exit_code(stand_in, code, state):
     assert exit_code(run) == (4 if code else 0)
 
 
+def test_a_killed_rank_of_a_command_is_no_stop_although_the_others_are_told_to(stand_in):
+    nothing = [f"{key}=null" for key in ("data", "model", "batch", "optim", "train")]
+    rank = "import os, time\nif os.environ['SLURM_PROCID'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(60)\n"
+    run = stand_in("", "command=[anything]", "restart.rank_killed=0", *nothing, rank=rank)
+    assert await_state(run, *FINAL)["cause"] == "rank_killed", log(run)
+
+
 def test_an_unknown_partition_is_refused_with_the_likely_one(stand_in, tmp_path):
     name = slurm.partitions()[0].name
     script = tmp_path / "job.sbatch"
