@@ -116,7 +116,7 @@ def test_ranks_that_are_told_to_stop_can_save_and_are_requeued(submit, cluster, 
     name = {"USR2": "SIGUSR2", "TERM": "SIGTERM"}[options[-1].split("=")[1]]
     until(lambda: len(list(run.glob("code/saved*"))) == 4, 10)  # rank 0 writes the outcome, and not as the last
     assert [(run / f"code/saved{rank}").read_text() for rank in range(4)] == [name] * 4
-    assert outcome(run, 2)["verdict"] == "completed"
+    assert outcome(run, 2, 90)["verdict"] == "completed"
 
 
 @pytest.mark.parametrize("launcher", RUNNERS)
