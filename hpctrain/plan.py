@@ -107,11 +107,9 @@ def layout_on_slurm(loaded: Loaded) -> Layout:
 def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
     """Ranks on this machine: `ranks`, else dist.ranks, else those of one node."""
     slurm, dist = loaded.config.slurm, loaded.config.dist
-    return Layout(
-        nodes=1,
-        ranks_per_node=ranks or dist.ranks or slurm.ranks_per_node or slurm.gpus_per_node or 1,
-        launcher="mpirun" if dist.backend == "mpi" else "local",
-    )
+    ranks = ranks or dist.ranks or slurm.ranks_per_node or slurm.gpus_per_node or 1
+    by_mpi = ranks > 1 and (dist.backend == "mpi" or dist.horovod.op == "adasum")
+    return Layout(nodes=1, ranks_per_node=ranks, launcher="mpirun" if by_mpi else "local")
 
 
 def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
@@ -150,8 +148,8 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
         launcher=layout.launcher,
         precision=config.precision,
     )
-    if config.dist.horovod.op == "adasum":
-        problems += _adasum(loaded, base)
+    if config.dist.horovod.op == "adasum" and base.ranks & (base.ranks - 1):
+        problems.append(loaded.problem("dist.horovod.op", _no_power_of_two(base.ranks)))
     if config.command is None:
         base = _training(base, loaded, samples, problems)
     if not problems:
@@ -169,18 +167,12 @@ def _backend(config: Config, layout: Layout, device: str) -> Literal["gloo", "nc
     return "nccl" if device == "cuda" else "gloo"
 
 
-def _adasum(loaded: Loaded, plan: Plan) -> list[str]:
-    problems = []
-    if plan.ranks & (plan.ranks - 1):
-        below = 1 << (plan.ranks.bit_length() - 1)
-        problems.append(
-            loaded.problem(
-                "dist.horovod.op",
-                f"adasum joins pairs of ranks, so their number must be a power of two, not {plan.ranks}; "
-                f"use {below} or {2 * below} ranks",
-            )
-        )
-    return problems
+def _no_power_of_two(ranks: int) -> str:
+    below = 1 << (ranks.bit_length() - 1)
+    return (
+        f"adasum joins pairs of ranks, so their number must be a power of two, not {ranks}; "
+        f"use {below} or {2 * below} ranks"
+    )
 
 
 def rate(plan: Plan, config: Config) -> float:

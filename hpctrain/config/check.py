@@ -131,6 +131,8 @@ def _dist(config: Config) -> Found:
             yield "dist.launcher", "horovodrun starts Horovod only; use strategy: horovod, or another launcher"
         if dist.horovod != Horovod():
             yield "dist.horovod", "nothing reads this with strategy: ddp; remove it, or use strategy: horovod"
+    if dist.backend == "mpi" and dist.launcher == "torchrun":
+        yield "dist.backend", "torchrun starts no MPI; use launcher: mpirun or srun, or backend: auto"
     if dist.mpi is not None and dist.launcher != "srun":
         yield "dist.mpi", f"is an option of srun; remove it, or use launcher: srun instead of {dist.launcher}"
     yield from _adasum(config)

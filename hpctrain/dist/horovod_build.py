@@ -34,7 +34,10 @@ def problem(backend: str) -> tuple[str, str] | None:
             f"Horovod in {home} was built for torch {built}, and torch is {here} now",
             f"build it again: {BUILD}; or pip install torch=={built.partition('+')[0]}",
         )
-    if backend == "mpi" and not any(b"libmpi" in path.read_bytes() for path in home.glob("torch/mpi_lib*.so")):
+    libraries = list(home.glob("torch/mpi_lib*.so"))
+    if not libraries:
+        return f"Horovod in {home} was built without PyTorch", f"build it again: {BUILD}"
+    if backend == "mpi" and not any(b"libmpi" in path.read_bytes() for path in libraries):
         return (
             f"Horovod in {home} was built without MPI, so each rank would be a world of its own",
             f"build it where MPI is: {BUILD}; or let the ranks agree by Gloo: dist.backend=gloo",

@@ -14,7 +14,7 @@ Traps that this module is built around (Horovod 0.28.1):
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from hpctrain.config.schema import Horovod as Settings
 from hpctrain.dist import horovod_build, rendezvous
 from hpctrain.dist.single import SingleStep, discard
-from hpctrain.errors import UsageError, WorldError
+from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.world import World
 
@@ -109,13 +109,28 @@ def _require(hvd: ModuleType, plan: Plan, device: torch.device) -> None:
 
 
 class HorovodStep(SingleStep):
-    """The step of a model whose gradient Horovod sums while the last backward pass still runs."""
+    """The step of a model whose gradient Horovod sums while the last backward pass still runs.
 
-    def __init__(self, model: nn.Module, optimizer: Any, scaler: GradScaler | None, unused: list[nn.Parameter]) -> None:
+    Two things are done as DistributedDataParallel does them. Buffers are rank 0's when a step begins. And where a first
+    pass has left out parameters, the ranks ask each other in every step which of them got a gradient on any rank; where
+    it has not, a parameter that is left out later is an error.
+    """
+
+    def __init__(
+        self, comm: "Horovod", model: nn.Module, optimizer: Any, scaler: GradScaler | None, *, some_unused: bool
+    ) -> None:
         super().__init__(model, optimizer, scaler)
-        self._horovods = optimizer
-        self._unused = unused
-        self._summed = False
+        self._comm, self._horovods, self._some_unused = comm, optimizer, some_unused
+        self._trained = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        self._buffers = dict(model.named_buffers())
+        self._begun = self._summed = False
+
+    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+        """Run the model; first give all ranks rank 0's buffers, if this is the first pass of the step."""
+        if self._buffers and not self._begun:
+            self._comm.share(self._buffers, "buffer")
+        self._begun = True
+        return super().forward(images, last=last)
 
     def unscale_and_clip(self, max_norm: float | None) -> None:
         """Wait for the sums first: what a scaler sees must be the same on all ranks."""
@@ -125,18 +140,30 @@ class HorovodStep(SingleStep):
     def apply(self) -> bool:
         """Wait for the sums; update; drop the gradient."""
         self._wait()
-        self._summed = False
+        self._begun = self._summed = False
         with self._horovods.skip_synchronize():
             updated = self._update()
         self.optimizer.zero_grad()
         return updated
 
     def _wait(self) -> None:
-        if not self._summed:  # a second time would sum the sums
-            self._horovods.synchronize()
-            for parameter in self._unused:
-                parameter.grad = None
-            self._summed = True
+        if self._summed:  # a second time would sum the sums
+            return
+        here = [part.grad is not None for part in self._trained.values()]
+        if self._some_unused:
+            anywhere = self._comm.sum(torch.tensor(here, dtype=torch.int32)).tolist()
+        elif not all(here):
+            left_out = next(name for name, found in zip(self._trained, here, strict=True) if not found)
+            raise JobError(
+                f"the model's parameter {left_out} got no gradient in this step, but it did in the first pass",
+                "let the forward pass use the same parameters in every step, on every rank",
+            )
+        self._horovods.synchronize()
+        if self._some_unused:
+            for part, count in zip(self._trained.values(), anywhere, strict=True):
+                if count == 0:
+                    part.grad = None
+        self._summed = True
 
 
 class AdasumStep(SingleStep):
@@ -147,7 +174,7 @@ class AdasumStep(SingleStep):
         self._ranks = ranks
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of the mean over this rank's own samples."""
+        """Add the gradient of ranks times this rank's share: for even shares the mean over its own samples."""
         super().backward(loss * self._ranks, last=last)
 
     def unscale_and_clip(self, max_norm: float | None) -> None:
@@ -172,9 +199,8 @@ class Horovod:
         self, model: nn.Module, optimizer: Optimizer, *, example: Tensor, passes: int, scaler: GradScaler | None
     ) -> HorovodStep | AdasumStep:
         """Give all ranks rank 0's weights, and wrap the optimizer."""
-        unused = _without_gradient(model, optimizer, example, self._device)
-        for name, tensor in sorted(model.state_dict().items()):
-            self._send(tensor, f"hpctrain.state.{name}")
+        some_unused = self.any(_leaves_out(model, optimizer, example, self._device))
+        self.share(model.state_dict(), "state")
         hvd, settings = self._hvd, self._settings
         adasum = settings.op == "adasum"
         with self._names_as_json():
@@ -187,7 +213,9 @@ class Horovod:
                 groups=None if adasum else settings.groups,
             )
         wrapped.zero_grad()
-        return AdasumStep(model, wrapped, self.size) if adasum else HorovodStep(model, wrapped, scaler, unused)
+        if adasum:
+            return AdasumStep(model, wrapped, self.size)
+        return HorovodStep(self, model, wrapped, scaler, some_unused=some_unused)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks."""
@@ -219,13 +247,17 @@ class Horovod:
         """Leave Horovod's world."""
         self._hvd.shutdown()
 
-    def _send(self, tensor: Tensor, name: str) -> None:
-        """Overwrite a tensor by rank 0's."""
-        carried = tensor.detach().reshape(-1)  # of no dimension, too
-        carried = carried.view(torch.int16) if tensor.dtype is torch.bfloat16 else carried
-        received = self._hvd.broadcast(carried, 0, name=name)
+    def share(self, tensors: Mapping[str, Tensor], kind: str) -> None:
+        """Overwrite tensors by rank 0's, all at once."""
+        handles = {}
+        for name, tensor in sorted(tensors.items()):
+            carried = tensor.detach().reshape(-1)  # of no dimension, too
+            carried = carried.view(torch.int16) if tensor.dtype is torch.bfloat16 else carried
+            handles[name] = self._hvd.broadcast_async(carried, 0, name=f"hpctrain.{kind}.{name}")
         with torch.no_grad():
-            tensor.copy_(received.view(tensor.dtype).reshape(tensor.shape))
+            for name, handle in handles.items():
+                received = self._hvd.synchronize(handle).view(tensors[name].dtype)
+                tensors[name].copy_(received.reshape(tensors[name].shape))
 
     @contextmanager
     def _names_as_json(self) -> Iterator[None]:
@@ -243,16 +275,14 @@ class Horovod:
             module.broadcast_object = theirs
 
 
-def _without_gradient(
-    model: nn.Module, optimizer: Optimizer, example: Tensor, device: torch.device
-) -> list[nn.Parameter]:
-    """Return the parameters that a backward pass leaves out; weights, buffers and random state are left alone."""
+def _leaves_out(model: nn.Module, optimizer: Optimizer, example: Tensor, device: torch.device) -> bool:
+    """Say whether a backward pass leaves out parameters; weights, buffers and random state are left alone."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         discard(model(example))
-    unused = [part for part in model.parameters() if part.requires_grad and part.grad is None]
+    left_out = any(part.requires_grad and part.grad is None for part in model.parameters())
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return unused
+    return left_out

@@ -29,7 +29,7 @@ def environment(
         store: host and port at which rank 0 serves the meeting.
         timeout_s: how long ranks wait for each other.
     """
-    warn_s = min(_WARN_S, timeout_s / 2)  # must be less than the other
+    warn_s = max(min(_WARN_S, timeout_s / 2), 1)  # must be less than the other, and 0 would mean always
     given = {
         "HOROVOD_CONTROLLER": plan.backend,
         "HOROVOD_CPU_OPERATIONS": plan.backend,
@@ -41,7 +41,7 @@ def environment(
         given["HOROVOD_FUSION_THRESHOLD"] = str(settings.fusion_mb << 20)
     if settings.cycle_ms is not None:
         given["HOROVOD_CYCLE_TIME"] = f"{settings.cycle_ms:g}"
-    if plan.backend == "mpi" and world.local_size > (os.cpu_count() or 1):
+    if plan.backend == "mpi" and world.local_size > len(os.sched_getaffinity(0)):
         given["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a rank that waits burns the core that another one needs
     if plan.backend == "gloo":
         host, port = store
@@ -79,7 +79,13 @@ def serve(listen_fd: int, *, nodes: int, ranks_per_node: int) -> BaseServer:
         def server_activate(self) -> None:
             """It listens already."""
 
-    server = Server(listener.getsockname(), RendezvousHandler, False)
+    class Handler(RendezvousHandler):  # type: ignore[misc]
+        """Horovod's, which inherits a way to ask for files of this directory."""
+
+        def do_HEAD(self) -> None:  # noqa: N802 - the name is http.server's
+            self.send_error(404)
+
+    server = Server(listener.getsockname(), Handler, False)
     ranks, per_node = nodes * ranks_per_node, ranks_per_node
     server.init([
         SlotInfo(_node(rank // per_node), rank, rank % per_node, rank // per_node, ranks, per_node, nodes)

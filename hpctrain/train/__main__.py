@@ -117,7 +117,8 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
 
 def _joins_mpi(config: Config, plan: Plan) -> bool:
     """Say whether MPI has started the ranks for us: Horovod joins it by itself, and a command may want to."""
-    started = plan.launcher == "mpirun" or plan.backend == "mpi" or config.dist.mpi is not None
+    by_srun = plan.launcher == "srun" and (plan.backend == "mpi" or config.dist.mpi not in {None, "none"})
+    started = plan.ranks > 1 and (plan.launcher == "mpirun" or by_srun)
     return started and plan.strategy == "ddp" and config.command is None
 
 

@@ -11,17 +11,18 @@ there yet when this starts.
 
 import sys
 
-del sys.path[0]  # the directory of this file, whose modules must not be taken for others of the same name
+if not sys.flags.safe_path:
+    del sys.path[0]  # the directory of this file, whose modules must not be taken for others of the same name
 
-import contextlib  # noqa: E402
-import ctypes  # noqa: E402
-import gc  # noqa: E402
-import importlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import time  # noqa: E402
-from typing import Any  # noqa: E402
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import time
+from typing import Any
 
 
 def main() -> None:

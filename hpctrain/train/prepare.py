@@ -92,11 +92,12 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
         )
     model = models.build(config.model, shape=data.shape, classes=data.classes, seed=plan.seed)
     model = model.to(device, precision.dtype)
-    optimizer = optim.build(config.optim, model.parameters())
+    scaler = precision.scaler()
+    optimizer = optim.build(config.optim, model.parameters(), scaled=scaler is not None)
     example, _ = data.train.gather(torch.arange(min(2, numbers.train_samples), device=device))
     with precision.arithmetic():
         _try_out(model, example, data.classes, config.model.name)
-        step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=precision.scaler())
+        step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
     return Parts(data, model, step, precision)
 
 

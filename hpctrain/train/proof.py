@@ -129,7 +129,11 @@ def misplaced(claims: Sequence[Claim], expected: Expectation) -> list[str]:
     for first in range(0, expected.plan.ranks, per_node):
         hosts = [claim.host for claim in claims if first <= claim.rank < first + per_node]
         if len(set(hosts)) > 1:
-            found.append(f"ranks {first} to {first + per_node - 1} should share a node, they are on {', '.join(hosts)}")
+            found.append(
+                f"ranks {first} to {first + per_node - 1} should share a node, they are on "
+                f"{', '.join(sorted(set(hosts)))}; start them block by block (srun --distribution=block, "
+                f"mpirun --map-by ppr:{per_node}:node)"
+            )
     if not found and len({claim.host for claim in claims}) != expected.plan.nodes:
         found.append(f"{expected.plan.nodes} nodes are planned, the ranks are on {len({c.host for c in claims})}")
     return found
@@ -276,7 +280,7 @@ def _follow(
     except AuthenticationError:
         raise WorldError(
             f"{where} is not of this run: it does not know this attempt's secret",
-            f"look who wrote {run.rendezvous(claim.attempt)}; two jobs must not share a run directory",
+            f"two jobs must not share a run directory; look who wrote {run.attempt(claim.attempt)}",
         ) from None
     except (OSError, EOFError) as error:
         raise WorldError(f"rank {claim.rank} ({claim.host}) cannot talk to {where}: {error}") from None

@@ -124,7 +124,10 @@ def _leave_store_holder(descriptor: int, port: int, slots: str) -> None:
         if os.fork() == 0:
             from hpctrain.train import store
 
-            store.hold(descriptor, port, rank, slots)
+            try:
+                store.hold(descriptor, port, rank, slots)
+            finally:
+                os._exit(1)  # whatever went wrong, this is no rank
     else:
         import subprocess
 

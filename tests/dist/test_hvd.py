@@ -139,7 +139,7 @@ def test_every_collective_has_a_name():
 
     tree = ast.parse(Path(module.__file__).read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    named = {"allreduce", "broadcast", "allreduce_", "broadcast_", "allgather"}
+    named = {"allreduce", "broadcast", "allreduce_", "broadcast_", "allgather", "broadcast_async"}
     found = [call for call in calls if call.func.attr in named and ast.unparse(call.func.value).endswith("hvd")]
     assert len(found) >= 4
     assert all("name" in {word.arg for word in call.keywords} for call in found)

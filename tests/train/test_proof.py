@@ -215,7 +215,10 @@ def test_ranks_spread_over_nodes_otherwise_than_planned_are_refused(tmp_path):
     hosts = ["n1", "n1", "n1", "n2"]
     claims = [claim_of(rank, 4, host=host) for rank, host in enumerate(hosts)]
     results = join_all(claims, expected_of(4, nodes=2), [run] * 4)
-    assert all("ranks 2 to 3 should share a node, they are on n1, n2" in str(error) for error in results)
+    assert all(
+        "ranks 2 to 3 should share a node, they are on n1, n2; start them block by block" in str(error)
+        for error in results
+    )
     crowded = [claim_of(rank, 4) for rank in range(4)]
     assert proof.misplaced(crowded, expected_of(4, nodes=2)) == ["2 nodes are planned, the ranks are on 1"]
 
