@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from hpctrain.config.schema import Horovod as Settings
 from hpctrain.dist import horovod_build, rendezvous
+from hpctrain.dist.patience import Patience
 from hpctrain.dist.single import SingleStep, discard
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
@@ -71,7 +72,7 @@ def connect(
             f"if its MPI is not the one of {world.launcher}, build it again: {horovod_build.BUILD}; or let it agree by "
             "Gloo: dist.backend=gloo",
         )
-    comm = Horovod(hvd, settings, device)
+    comm = Horovod(hvd, settings, device, timeout_s)
     comm.barrier()  # every rank has found every other, and needs the server no more
     if server is not None:
         server.shutdown()
@@ -158,7 +159,8 @@ class HorovodStep(SingleStep):
                 f"the model's parameter {left_out} got no gradient in this step, but it did in the first pass",
                 "let the forward pass use the same parameters in every step, on every rank",
             )
-        self._horovods.synchronize()
+        with self._comm.patience.waiting():
+            self._horovods.synchronize()
         if self._some_unused:
             for part, count in zip(self._trained.values(), anywhere, strict=True):
                 if count == 0:
@@ -169,13 +171,18 @@ class HorovodStep(SingleStep):
 class AdasumStep(SingleStep):
     """The step of a model where each rank updates by its own gradient, and Adasum joins the updates."""
 
-    def __init__(self, model: nn.Module, optimizer: Any, ranks: int) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any, ranks: int, patience: Patience) -> None:
         super().__init__(model, optimizer)
-        self._ranks = ranks
+        self._ranks, self._patience = ranks, patience
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ranks times this rank's share: for even shares the mean over its own samples."""
         super().backward(loss * self._ranks, last=last)
+
+    def apply(self) -> bool:
+        """Join the updates of all ranks; drop the gradient."""
+        with self._patience.waiting():
+            return super().apply()
 
     def unscale_and_clip(self, max_norm: float | None) -> None:
         """Refuse: the optimizer has seen the gradient by now.
@@ -190,10 +197,11 @@ class AdasumStep(SingleStep):
 class Horovod:
     """The ranks of an initialised Horovod."""
 
-    def __init__(self, hvd: ModuleType, settings: Settings, device: torch.device) -> None:
+    def __init__(self, hvd: ModuleType, settings: Settings, device: torch.device, timeout_s: float) -> None:
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         self._hvd, self._settings, self._device = hvd, settings, device
+        self.patience = Patience(timeout_s)  # Horovod's own limits do not hold when rank 0 is the one that is silent
 
     def wrap(
         self, model: nn.Module, optimizer: Optimizer, *, example: Tensor, passes: int, scaler: GradScaler | None
@@ -214,14 +222,15 @@ class Horovod:
             )
         wrapped.zero_grad()
         if adasum:
-            return AdasumStep(model, wrapped, self.size)
+            return AdasumStep(model, wrapped, self.size, self.patience)
         return HorovodStep(self, model, wrapped, scaler, some_unused=some_unused)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks."""
         flat = values.detach().cpu().reshape(-1)
         kind = f"hpctrain.sum.{values.dtype}.{flat.numel()}"
-        summed: Tensor = self._hvd.allreduce(flat, op=self._hvd.Sum, name=kind)
+        with self.patience.waiting():
+            summed: Tensor = self._hvd.allreduce(flat, op=self._hvd.Sum, name=kind)
         return summed.reshape(values.shape)
 
     def any(self, flag: bool) -> bool:
@@ -230,13 +239,15 @@ class Horovod:
 
     def broadcast(self, content: bytes) -> bytes:
         """Send the length, then the bytes."""
-        length = self._hvd.broadcast(torch.tensor([len(content)]), 0, name="hpctrain.length")
+        with self.patience.waiting():
+            length = self._hvd.broadcast(torch.tensor([len(content)]), 0, name="hpctrain.length")
         count = int(length.item())
         if count == 0:
             return b""
         sent = bytearray(content) if self.rank == 0 else bytearray(count)
         carried = torch.frombuffer(sent, dtype=torch.uint8)
-        received: Tensor = self._hvd.broadcast(carried, 0, name=f"hpctrain.bytes.{count}")
+        with self.patience.waiting():
+            received: Tensor = self._hvd.broadcast(carried, 0, name=f"hpctrain.bytes.{count}")
         return received.numpy().tobytes()
 
     def barrier(self) -> None:
@@ -254,7 +265,7 @@ class Horovod:
             carried = tensor.detach().reshape(-1)  # of no dimension, too
             carried = carried.view(torch.int16) if tensor.dtype is torch.bfloat16 else carried
             handles[name] = self._hvd.broadcast_async(carried, 0, name=f"hpctrain.{kind}.{name}")
-        with torch.no_grad():
+        with torch.no_grad(), self.patience.waiting():
             for name, handle in handles.items():
                 received = self._hvd.synchronize(handle).view(tensors[name].dtype)
                 tensors[name].copy_(received.reshape(tensors[name].shape))

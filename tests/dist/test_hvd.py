@@ -1,6 +1,8 @@
 """Horovod over Gloo on this machine: the same as DDP, and none of its silent traps. MPI is for tests/cluster."""
 
 import ast
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -57,10 +59,17 @@ def test_wrapping_leaves_weights_buffers_and_random_state_alone(ranks):
 def test_an_overflow_on_one_rank_makes_all_skip(ranks, strategy):
     first, second = values(ranks, "overflow", 2, Dist(strategy=strategy))
     assert first == second
-    assert first["applied"] == [True, False, True]
-    before, skipped, after = first["weights"]
-    assert before == skipped != after
-    assert first["scale"] == 8
+    assert first["applied"] == [False, True, False, True]
+    weights = first["weights"]
+    assert [one == other for one, other in zip(weights, weights[1:], strict=False)] == [True, False, True, False]
+    assert all(abs(value) < 2 for step in weights for value in step), "momentum of memory that nobody has written"
+    assert first["scale"] == 4
+
+
+def test_parameters_and_buffers_that_change_by_pass_are_treated_as_by_ddp(ranks):
+    ddp, horovod = (values(ranks, "moody", 2, Dist(strategy=strategy)) for strategy in ("ddp", "horovod"))
+    assert horovod[0] == horovod[1]
+    assert horovod == ddp
 
 
 def test_what_gets_no_gradient_is_left_alone_and_all_ranks_get_rank_0s_state(ranks):
@@ -131,6 +140,21 @@ def test_a_dead_rank_ends_the_others(ranks):
     first, second = job.wait(timeout_s=20)
     assert second == {"exit": -9}
     assert first["error"] == "HorovodInternalError", read_logs(job)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_does_not_answer_ends_the_others(ranks, stopped):
+    from tests.train.ranks import make_config
+
+    config = make_config(dist=HVD, train={"steps": 10**6})
+    job = ranks.start(config, 2, run=ranks.run_dir(), options={"timeout_s": 3})
+    deadline = time.monotonic() + 60
+    while job.steps() < 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.signal(stopped, signal.SIGSTOP)
+    job.processes[1 - stopped].join(20)
+    assert job.processes[1 - stopped].exitcode in {1, -9}, read_logs(job)
 
 
 def test_every_collective_has_a_name():

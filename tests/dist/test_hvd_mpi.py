@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,7 +27,7 @@ import torch, horovod.torch as hvd
 from hpctrain.config.schema import Horovod as Settings
 from hpctrain.dist.hvd import Horovod
 hvd.init()
-comm = Horovod(hvd, Settings(op="adasum"), torch.device("cpu"))
+comm = Horovod(hvd, Settings(op="adasum"), torch.device("cpu"), 30)
 model = torch.nn.Linear(5, 1, bias=False).double()
 with torch.no_grad():
     model.weight.copy_(torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0]]))
@@ -43,6 +42,23 @@ a, b = alone
 dot = (a * b).sum()
 joined = a * (1 - dot / (2 * a.square().sum())) + b * (1 - dot / (2 * b.square().sum()))
 print("rank", comm.rank, "of", comm.size, torch.allclose(model.weight - before, joined, rtol=1e-9), dot.item() != 0)
+"""
+
+STOPS = """
+import os, signal
+from torch import nn
+
+class Stops(nn.Linear):
+    passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        if self.passes == 9 and os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().forward(x.flatten(1))
+
+def build():
+    return Stops(64, 10)
 """
 
 WORLD = """
@@ -106,10 +122,36 @@ def test_adasum_joins_what_the_ranks_did(run, open_mpi):
 
 
 def test_adasum_trains_and_its_rate_is_scaled_by_the_batch_of_a_rank(run, open_mpi):
-    overrides = ["dist.backend=mpi", "dist.horovod.op=adasum", "optim.base_batch=60"]
+    overrides = ["dist.horovod.op=adasum", "optim.base_batch=60"]  # which needs MPI, and says so itself
     done = run(TRAINING, "--ranks", "2", *overrides)
     assert done.returncode == 0, done.stderr
     assert "0.1 asked -> 0.05 used" in done.stderr
+    assert "horovod over mpi, by mpirun" in done.stderr
+
+
+@pytest.mark.parametrize("program", ["print('alone')", "from mpi4py import MPI; print(MPI.COMM_WORLD.size)"])
+def test_a_commands_mpi_is_its_own(run, open_mpi, program):
+    done = run("", "--ranks", "2", "dist.strategy=ddp", "dist.backend=mpi", script=program)
+    assert (done.returncode, done.stdout) == (0, "alone\n" if "alone" in program else "2\n"), done.stderr
+
+
+@pytest.mark.parametrize("override", ["dist.backend=mpi", "dist.mpi=pmix", "dist.launcher=mpirun"])
+def test_one_rank_and_a_laptop_need_no_mpi(run, override, tmp_path):
+    done = run(TRAINING, "--ranks", "1", override, path=None)
+    assert done.returncode == 0, done.stderr
+    assert "by mpirun" not in done.stderr
+
+
+def test_what_ends_is_told_from_what_hangs(run, open_mpi, tmp_path):
+    """A stopped rank 0 says nothing, and Horovod's own limits are kept by it."""
+    done = run(
+        TRAINING.replace("name: mlp, args: {hidden: [16]}", 'name: "s:build"'),
+        *("--ranks", "2", "dist.backend=mpi", "dist.timeout=3", "restart.rank_killed=0"),
+        script=STOPS,
+    )
+    assert done.returncode == 4
+    [log] = tmp_path.glob("runs/*/attempts/1/logs/rank_1.err")
+    assert "no answer from the other ranks for 3 s" in log.read_text(), done.stderr
 
 
 @pytest.mark.parametrize("backend", ["gloo", "mpi"])
@@ -119,12 +161,12 @@ def test_a_plain_horovod_script_finds_its_world(run, open_mpi, backend):
 
 
 @pytest.mark.parametrize("text", [TRAINING, ""])
-def test_a_horovod_without_mpi_never_makes_worlds_of_one(run, open_mpi, gloo_only, text):
+def test_a_horovod_without_mpi_never_makes_worlds_of_one(run, open_mpi, gloo_only, tmp_path, text):
     done = run(text, "--ranks", "2", "dist.backend=mpi", script=WORLD, path=gloo_only)
     assert done.returncode == 2
     assert "was built without MPI, so each rank would be a world of its own" in done.stderr
     assert "dist.backend=gloo" in done.stderr
-    assert not Path("runs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_torchs_own_mpi_backend_is_explained_where_it_is_missing(run, open_mpi):

@@ -1,5 +1,6 @@
 """MPI's bootstrap with real MPI processes: of this machine's mpirun, or of none at all."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -43,8 +44,13 @@ except HpctrainError as error:
 @pytest.fixture
 def start():
     """Run a program, under mpirun if ranks are given; returns what it printed."""
+    lacks = None
     if mpirun.find("mpirun") is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no mpirun: {mpirun.GET_MPIRUN}")
+        lacks = f"no mpirun: {mpirun.GET_MPIRUN}"
+    elif importlib.util.find_spec("mpi4py") is None:
+        lacks = "no mpi4py: pip install 'hpctrain[mpi]'"
+    if lacks:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacks)
 
     def call(program, *, ranks=0, planned=2, **env):
         argv = [sys.executable, "-c", program]
@@ -60,7 +66,6 @@ def start():
 
 
 def test_rank_0s_bytes_reach_every_rank(start):
-    pytest.importorskip("mpi4py") if os.environ.get("CI") != "true" else None
     assert sorted(start(RANK, ranks=3, planned=3).splitlines()) == [f"rank {rank} got all" for rank in range(3)]
 
 
@@ -85,7 +90,7 @@ def test_without_mpi4py_it_says_what_to_install(start):
 
 
 @pytest.mark.torch
-def test_horovods_worlds_of_one_are_refused(start):
+def test_horovods_worlds_of_one_are_refused(start, horovod):
     said = start(HVD)
     assert "but Horovod formed a world of 1 in which this is rank 0; 2 ranks are planned" in said
     assert "dist.backend=gloo" in said

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import torch
 
-from hpctrain.config.schema import Config
+from hpctrain.config.schema import Config, Optim
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.train.loop import train
+from hpctrain.train.optim import build
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
 from tests.train import nets
@@ -125,17 +126,18 @@ def _train_on(model: torch.nn.Module, step: Step, images: torch.Tensor, factor: 
 
 
 def _overflow(*given: Any) -> dict[str, Any]:
-    """The second of three steps overflows on the last rank alone."""
+    """The first and the third of four steps overflow, on the last rank alone."""
     comm: Comm = given[5]
     torch.manual_seed(0)
     model, images = torch.nn.Linear(4, 2), torch.randn(6, 4)
     mine = images[comm.rank :: comm.size]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = build(Optim(lr=1.0, momentum=0.9), model.parameters(), scaled=True)
+    optimizer.param_groups[0]["lr"] = 0.01
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
     step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=scaler)
-    history, applied = [], []
-    for number in range(3):
-        broken = number == 1 and comm.rank == comm.size - 1
+    history, applied = [model.weight.flatten().tolist()], []
+    for number in range(4):
+        broken = number in {0, 2} and comm.rank == comm.size - 1
         applied.append(_train_on(model, step, mine, float("inf") if broken else 1.0))
         history.append(model.weight.flatten().tolist())
     return {"value": {"applied": applied, "weights": history, "scale": scaler.get_scale()}}
@@ -168,6 +170,35 @@ def _unused(*given: Any) -> dict[str, Any]:
     step = comm.wrap(model, optimizer, example=images, passes=1, scaler=None)
     _train_on(model, step, images)
     return {"value": {name: tensor.float().flatten().tolist() for name, tensor in model.state_dict().items()}}
+
+
+class _Moody(torch.nn.Module):
+    """Leaves a layer out in its first pass only, and has a buffer that follows each rank's own data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+        self.mean: torch.Tensor
+        self.register_buffer("mean", torch.zeros(4))
+        self.passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        if self.training:
+            self.mean.lerp_(images.mean(0), 0.5)
+        images = images - self.mean
+        return self.one(images) + (self.other(images) if self.passes > 1 else 0)  # type: ignore[no-any-return]
+
+
+def _moody(*given: Any) -> dict[str, Any]:
+    comm: Comm = given[5]
+    torch.manual_seed(0)
+    model, images = _Moody(), torch.randn(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=None)
+    for _ in range(4):
+        _train_on(model, step, images[comm.rank :: comm.size])
+    return {"value": {name: tensor.flatten().tolist() for name, tensor in model.named_parameters()}}
 
 
 def _steps(*given: Any) -> dict[str, Any]:
@@ -216,6 +247,7 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "wrap": _wrap,
     "overflow": _overflow,
     "unused": _unused,
+    "moody": _moody,
     "steps": _steps,
     "lonely": _lonely,
 }

@@ -224,7 +224,7 @@ def _rank(
             listen_fd=listen_fd,
             interface="lo",
             device=device,
-            timeout_s=30,
+            timeout_s=options.get("timeout_s", 30),
             horovod=config.dist.horovod,
         )
         report = bodies.BODIES[body](run, attempt, config, plan, world, comm, device, stop, options)
