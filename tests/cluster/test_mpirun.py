@@ -160,7 +160,7 @@ def test_whatever_is_killed_the_attempt_ends_and_nothing_is_left(submit, tmp_pat
 def test_a_cancelled_run_leaves_no_process_and_no_secret_in_sight(submit, cluster, tmp_path, launcher):
     job, run = submit(launcher, "sleep")
     await_ranks(run)
-    assert [(run / f"code/up{rank}.1").read_text() for rank in range(4)] == ["hunter2"] * 4
+    until(lambda: [(run / f"code/up{rank}.1").read_text() for rank in range(4)] == ["hunter2"] * 4, 10)
     running = left_of(tmp_path)
     assert len(running) > 8
     assert not [cmdline for cmdline in running.values() if b"hunter2" in cmdline]
