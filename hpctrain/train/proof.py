@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import NamedTuple
@@ -198,10 +198,23 @@ class _Reception:
         self._waiting: list[Connection] = []
         self._problems: list[str] = []
         self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
 
     def gather(self, door: socket.socket) -> list[str]:
         """Wait for all planned ranks; return the problems, which every connected rank is told too."""
-        threading.Thread(target=self._let_in, args=(door,), daemon=True).start()
+        self._start(self._let_in, door)
+        try:
+            return self._gather(door)
+        finally:
+            for thread in self._threads:  # what follows may fork; a stranger that says nothing is not waited for
+                thread.join(0.2)
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _gather(self, door: socket.socket) -> list[str]:
         now = time.monotonic()
         deadline, reminder = now + self._expected.timeout_s, now + _REMIND_S
         with self._changed:
@@ -238,7 +251,7 @@ class _Reception:
                 peer, (address, _) = door.accept()
             except OSError:  # the door is closed: all are here, or it failed
                 return
-            threading.Thread(target=self._receive, args=(peer, address), daemon=True).start()
+            self._start(self._receive, peer, address)
 
     def _receive(self, peer: socket.socket, address: str) -> None:
         connection = _authenticated(peer)
