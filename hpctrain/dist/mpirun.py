@@ -110,6 +110,9 @@ def environment(env: Mapping[str, str], agent: Path | None = None) -> dict[str, 
         agent: the program that starts a command on another node; None where there is one node.
     """
     kept = {name: text for name, text in env.items() if name not in _NOT_FOR_RANKS and not _OUTER.match(name)}
+    if "/hpctrain-sandbox-" in env.get("SLURM_CONF", ""):
+        # Open MPI's files in /tmp are named by host and process id, and hosts of two sandboxes have both in common
+        kept |= dict.fromkeys(("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"), "/dev/shm")  # noqa: S108
     if agent is None:
         return kept
     return kept | {

@@ -69,6 +69,12 @@ def test_what_the_step_around_it_says_of_mpi_is_not_passed_on():
     assert "a step's" not in with_agent.values()
 
 
+def test_two_sandboxes_on_one_machine_do_not_share_files():
+    conf = "/tmp/hpctrain-sandbox-x/etc/slurm.conf"
+    assert environment({"SLURM_CONF": conf})["OMPI_MCA_orte_tmpdir_base"] == "/dev/shm"
+    assert environment({"SLURM_CONF": "/etc/slurm/slurm.conf"}).keys() == {"SLURM_CONF"}
+
+
 def test_intel_mpis_mpirun_is_passed_by(tmp_path):
     mpirun = tmp_path / "mpirun"
     assert binary(str(mpirun), "intel") == str(mpirun)
