@@ -205,6 +205,9 @@ def test_strangers_and_silent_peers_do_not_hold_up_the_world(tmp_path, capfd):
     joined = proof.join(claim_of(1, 2), expected_of(2), run, None)
     leader.join(20)
     visitor.join(20)
+    for thread in threading.enumerate():  # the one that waited for the silent peer prints, too
+        if "_receive" in thread.name:
+            thread.join(20)
     leader_result[0].listener.close()
     assert joined.port == leader_result[0].port
     assert "turned away a stranger from 127.0.0.1" in capfd.readouterr().err
