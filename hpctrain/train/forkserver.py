@@ -68,6 +68,7 @@ def _settle(order: dict[str, Any], env: dict[str, str]) -> None:
         os.dup2(source, target)
     os.close(log)
     os.close(null)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the server may have ignored it
     os.chdir(order["code"])
     os.environ.clear()
     os.environ.update(env)
