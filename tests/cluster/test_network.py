@@ -38,25 +38,7 @@ mount --bind /dev/shm/hosts /etc/hosts
 @pytest.mark.parametrize("network", ["10.99.3", "192.168.77"])
 @pytest.mark.parametrize("prepare", [DECOY, DECOY + LOOPBACK_NAME], ids=["decoy", "decoy and own name on loopback"])
 def test_ranks_talk_over_the_network_of_the_nodes(slurm_packages, tmp_path, network, prepare):
-    (tmp_path / "show.py").write_text(SCRIPT)
-    (tmp_path / "net.yaml").write_text(CONFIG)
-    (tmp_path / "prepare.sh").write_text("set -e\n" + prepare)
-    python = sys.executable
-    steps = (
-        f"srun -N2 --ntasks-per-node=1 bash {tmp_path}/prepare.sh && "
-        f"{python} -m hpctrain submit net.yaml --scheduler slurm --follow"
-    )
-    done = subprocess.run(
-        [python, "-m", "hpctrain", "sandbox", "run", "--nodes", "2", "--network", network, "--", "bash", "-c", steps],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [run] = (tmp_path / "runs").iterdir()
+    run = run_on(tmp_path, SCRIPT, prepare, network)
     shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text().splitlines() for rank in range(4)]
     assert [line[0] for line in shown] == [f"{r} n{r // 2 + 1} eth0 {network}.1" for r in range(4)]
     assert all("adecoy0" in interfaces for _, interfaces, _ in shown)
@@ -77,27 +59,31 @@ assert mpi.MPI_Finalize() == 0
 
 
 def test_open_mpi_talks_over_the_network_of_the_nodes(slurm_packages, open_mpi, tmp_path):
-    (tmp_path / "show.py").write_text(MPI)
+    run = run_on(tmp_path, MPI, DECOY, "10.99.3", "dist.launcher=mpirun", timeout=90)
+    shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text() for rank in range(4)]
+    assert shown == [f"{rank} 10.99.3.0/24\n" for rank in range(4)]
+
+
+def run_on(tmp_path, script, prepare, network, *overrides, timeout=150):
+    """Run a script as every rank in a sandbox of that network, on prepared nodes; return the run directory."""
+    (tmp_path / "show.py").write_text(script)
     (tmp_path / "net.yaml").write_text(CONFIG)
-    (tmp_path / "prepare.sh").write_text("set -e\n" + DECOY)
+    (tmp_path / "prepare.sh").write_text("set -e\n" + prepare)
     python = sys.executable
-    steps = (
-        f"srun -N2 --ntasks-per-node=1 bash {tmp_path}/prepare.sh && "
-        f"{python} -m hpctrain submit net.yaml dist.launcher=mpirun --scheduler slurm --follow"
-    )
+    submit = " ".join(["submit", "net.yaml", *overrides, "--scheduler slurm --follow"])
+    steps = f"srun -N2 --ntasks-per-node=1 bash {tmp_path}/prepare.sh && {python} -m hpctrain {submit}"
     done = subprocess.run(
-        [python, "-m", "hpctrain", "sandbox", "run", "--nodes", "2", "--network", "10.99.3", "--", "bash", "-c", steps],
+        [python, "-m", "hpctrain", "sandbox", "run", "--nodes", "2", "--network", network, "--", "bash", "-c", steps],
         cwd=tmp_path,
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     [run] = (tmp_path / "runs").iterdir()
-    shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text() for rank in range(4)]
-    assert shown == [f"{rank} 10.99.3.0/24\n" for rank in range(4)]
+    return run
 
 
 def environment(tmp_path):

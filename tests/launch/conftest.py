@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +50,24 @@ def fake(tmp_path: Path, monkeypatch) -> Callable[[str, str], Path]:
         return calls
 
     return program
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty directory; what hpctrain remembers of other runs is out of sight."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def hpctrain() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call hpctrain as a user does; the options are those of `subprocess.run`."""
+
+    def call(*arguments, **options):
+        argv = [sys.executable, "-m", "hpctrain", *map(str, arguments)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **options)
+
+    return call

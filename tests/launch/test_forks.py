@@ -35,20 +35,6 @@ print(json.dumps([random.random(), float(numpy.random.rand()), os.urandom(4).hex
 """  # noqa: E501 - a program
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def hpctrain(*arguments, **options):
-    argv = [sys.executable, "-m", "hpctrain", *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, **options)
-
-
 def config(project, program, command="[python, program.py]"):
     (project / "program.py").write_text(program)
     (project / "small.yaml").write_text(f"name: small\ncommand: {command}\n")
@@ -106,7 +92,7 @@ def test_only_plain_python_scripts_are_forked(project, monkeypatch, command, ove
 
 
 @pytest.mark.torch
-def test_a_script_sees_the_same_whether_its_rank_is_forked_or_not(project):
+def test_a_script_sees_the_same_whether_its_rank_is_forked_or_not(project, hpctrain):
     name = config(project, SEEN, f"[{sys.executable}, program.py, --epochs, '3']")
     found, drawn = {}, {}
     for fork in ("true", "false"):
@@ -135,7 +121,7 @@ def test_a_script_sees_the_same_whether_its_rank_is_forked_or_not(project):
         ("import torch\nx = (\n", 1, None),
     ],
 )
-def test_a_forked_script_ends_as_any_other(project, program, code, error):
+def test_a_forked_script_ends_as_any_other(project, program, code, error, hpctrain):
     errors = []
     program = program.replace("import torch,", "import torch\nimport")
     for fork in ("true", "false"):
@@ -152,7 +138,7 @@ def test_a_forked_script_ends_as_any_other(project, program, code, error):
 
 
 @pytest.mark.torch
-def test_a_forked_script_may_start_processes_of_its_own(project):
+def test_a_forked_script_may_start_processes_of_its_own(project, hpctrain):
     program = (
         "import torch\nimport multiprocessing as mp\n"
         "def double(x): return 2 * x\n"
@@ -204,7 +190,7 @@ def _command_lines(mark):
 
 
 @pytest.mark.torch
-def test_a_server_that_dies_costs_time_and_nothing_else(project):
+def test_a_server_that_dies_costs_time_and_nothing_else(project, hpctrain):
     (project / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'forkserver' in ' '.join(sys.orig_argv): os._exit(1)\n"

@@ -15,20 +15,6 @@ import pytest
 SHOW = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['MASTER_ADDR'], os.getcwd())"
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def hpctrain(*arguments, **options):
-    argv = [sys.executable, "-m", "hpctrain", *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **options)
-
-
 def config(project, program, **more):
     (project / "program.py").write_text(program)
     lines = ["name: small", "command: [python, program.py]", *(f"{key}: {value}" for key, value in more.items())]
@@ -64,7 +50,7 @@ def read(path):
         return b""
 
 
-def test_ranks_get_the_environment_of_torchrun_and_their_own_logs(project):
+def test_ranks_get_the_environment_of_torchrun_and_their_own_logs(project, hpctrain):
     done = hpctrain("run", config(project, SHOW), "--ranks", "3")
     assert done.returncode == 0, done.stderr
     run = the_run(project)
@@ -76,7 +62,7 @@ def test_ranks_get_the_environment_of_torchrun_and_their_own_logs(project):
     assert hpctrain("logs", "small", "--rank", "2").stdout == logs[2]
 
 
-def test_a_run_directory_holds_what_the_user_is_promised(project):
+def test_a_run_directory_holds_what_the_user_is_promised(project, hpctrain):
     hpctrain("run", config(project, SHOW), "slurm.time=1-00:00:00")
     run = the_run(project)
     assert {path.name for path in run.iterdir()} == {
@@ -89,13 +75,13 @@ def test_a_run_directory_holds_what_the_user_is_promised(project):
     assert (run / "code/program.py").read_text() == SHOW
 
 
-def test_what_only_slurm_jobs_use_is_named(project):
+def test_what_only_slurm_jobs_use_is_named(project, hpctrain):
     done = hpctrain("run", config(project, SHOW, env="{modules: [cuda/12], setup: ['x=1']}"))
     assert done.returncode == 0
     assert f"hpctrain: env.modules, env.setup set up Slurm jobs; here {sys.executable} runs as it is" in done.stderr
 
 
-def test_a_failing_rank_ends_the_others_and_is_named(project):
+def test_a_failing_rank_ends_the_others_and_is_named(project, hpctrain):
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)\n"
     began = time.monotonic()
     done = hpctrain("run", config(project, program), "--ranks", "2")
@@ -106,7 +92,7 @@ def test_a_failing_rank_ends_the_others_and_is_named(project):
     ]
 
 
-def test_a_killed_rank_is_started_again_within_its_budget(project):
+def test_a_killed_rank_is_started_again_within_its_budget(project, hpctrain):
     program = (
         "import os, pathlib, signal\n"
         "done = pathlib.Path('again'); n = len(done.read_text()) if done.exists() else 0\n"
@@ -117,7 +103,7 @@ def test_a_killed_rank_is_started_again_within_its_budget(project):
     assert [outcome.get("cause") for outcome in outcomes(the_run(project))] == ["rank_killed", "rank_killed", None]
 
 
-def test_the_budget_ends_the_run(project):
+def test_the_budget_ends_the_run(project, hpctrain):
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     done = hpctrain("run", config(project, program, restart="{rank_killed: 1}"))
     assert done.returncode == 4
@@ -125,7 +111,7 @@ def test_the_budget_ends_the_run(project):
     assert len(outcomes(the_run(project))) == 2
 
 
-def test_the_background_goes_on_alone_and_is_found_by_name_and_job(project):
+def test_the_background_goes_on_alone_and_is_found_by_name_and_job(project, hpctrain):
     name = config(project, "import time; print('started', flush=True); time.sleep(2); print('ended')")
     began = time.monotonic()
     done = hpctrain("submit", name, "dist.ranks=2", "--scheduler", "local")
@@ -140,7 +126,7 @@ def test_the_background_goes_on_alone_and_is_found_by_name_and_job(project):
     assert row["state"] == "COMPLETED"
 
 
-def test_cancel_leaves_no_process(project):
+def test_cancel_leaves_no_process(project, hpctrain):
     """Not the supervisor, not a rank, not what a rank has started, even if that ignores TERM."""
     mark = f"mark{os.getpid()}"
     program = (
@@ -161,7 +147,7 @@ def test_cancel_leaves_no_process(project):
     assert "has ended already: CANCELLED" in hpctrain("cancel", run).stderr
 
 
-def test_a_supervisor_killed_by_9_takes_its_ranks_along(project):
+def test_a_supervisor_killed_by_9_takes_its_ranks_along(project, hpctrain):
     done = hpctrain(
         "submit", config(project, "import time; print('started', flush=True); time.sleep(60)"), "--scheduler", "local"
     )
@@ -173,7 +159,7 @@ def test_a_supervisor_killed_by_9_takes_its_ranks_along(project):
     assert row["state"] == "FAILED"
 
 
-def test_ctrl_c_in_the_foreground_reaches_the_ranks_and_ends_them(project):
+def test_ctrl_c_in_the_foreground_reaches_the_ranks_and_ends_them(project, hpctrain):
     program = "import time; print('started', flush=True); time.sleep(60)"
     running = subprocess.Popen(
         [sys.executable, "-m", "hpctrain", "run", config(project, program)],
@@ -195,7 +181,7 @@ def test_ctrl_c_in_the_foreground_reaches_the_ranks_and_ends_them(project):
 
 
 @pytest.mark.torch
-def test_a_stopped_run_goes_on_by_the_command_it_prints(project):
+def test_a_stopped_run_goes_on_by_the_command_it_prints(project, hpctrain):
     (project / "digits.yaml").write_text(
         "name: digits\ndata: {dataset: digits}\nmodel: {name: mlp}\nbatch: {global: 60}\noptim: {lr: 0.1}\n"
         "train: {epochs: 20}\nlog: {every: 5 steps}\n"
@@ -215,14 +201,14 @@ def test_a_stopped_run_goes_on_by_the_command_it_prints(project):
     assert (row["state"], row["attempt"]) == ("COMPLETED", 2)
 
 
-def test_a_program_that_is_not_there_is_named(project):
+def test_a_program_that_is_not_there_is_named(project, hpctrain):
     (project / "small.yaml").write_text("name: small\ncommand: [no-such-program]\n")
     done = hpctrain("run", "small.yaml")
     assert done.returncode == 4
     assert "command: 'no-such-program' cannot be started" in done.stderr
 
 
-def test_two_jobs_pointed_at_each_other_by_hand_both_refuse(project):
+def test_two_jobs_pointed_at_each_other_by_hand_both_refuse(project, hpctrain):
     """Real rank processes; the published addresses of two waiting jobs are swapped."""
     runs = []
     for _ in range(2):
@@ -275,7 +261,7 @@ def mpirun():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
 
 
-def test_mpirun_starts_the_ranks_where_the_backend_is_mpi(project, mpirun):
+def test_mpirun_starts_the_ranks_where_the_backend_is_mpi(project, mpirun, hpctrain):
     program = "import os; print(os.environ['RANK'], os.environ['OMPI_COMM_WORLD_RANK'], os.getcwd())"
     done = hpctrain("run", config(project, program, dist="{backend: mpi}"), "--ranks", "3")
     assert done.returncode == 0, done.stderr
@@ -289,7 +275,7 @@ def test_mpirun_starts_the_ranks_where_the_backend_is_mpi(project, mpirun):
     ("act", "cause", "message"),
     [("sys.exit(7)", "error", "ended with exit code 7"), ("os.kill(0, 9)", "rank_killed", "was killed by signal 9")],
 )
-def test_a_rank_that_fails_under_mpirun_is_named(project, mpirun, act, cause, message):
+def test_a_rank_that_fails_under_mpirun_is_named(project, mpirun, act, cause, message, hpctrain):
     act = act.replace("(0,", "(os.getpid(),")
     program = f"import os, sys, time\nif os.environ['RANK'] == '1': {act}\ntime.sleep(60)\n"
     began = time.monotonic()
