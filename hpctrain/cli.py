@@ -84,7 +84,7 @@ def main() -> NoReturn:
 @click.option("--ranks", type=click.IntRange(min=1), help="Plan for so many ranks on this machine.")
 def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, ranks: int | None) -> None:
     """Say what is wrong with CONFIG, all at once, or show the plan."""
-    from hpctrain.plan import describe
+    from hpctrain.launch.describe import describe
 
     if ranks and scheduler == "slurm":
         raise UsageError("--ranks is for this machine, not for Slurm", "slurm.nodes=N slurm.ranks_per_node=M")
@@ -275,7 +275,7 @@ def _print(rows: list[_Row], table: Callable[[list[_Row]], str], *, as_json: boo
 
 
 def _show(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
-    from hpctrain.plan import describe
+    from hpctrain.launch.describe import describe
 
     print(describe(plan, loaded.config), file=sys.stderr)
     env = loaded.config.env

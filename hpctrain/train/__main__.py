@@ -6,7 +6,6 @@
 Nothing here imports torch before the world is proven: a wrong world ends in milliseconds.
 """
 
-import hashlib
 import os
 import signal
 import sys
@@ -23,8 +22,8 @@ from hpctrain.dist import interface, mpi
 from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.processes import tie_to_parent
-from hpctrain.rundir import RunDir, changed_since, read_json
-from hpctrain.train import proof, script
+from hpctrain.rundir import RunDir
+from hpctrain.train import claims, proof, script
 from hpctrain.train.leave import leave
 from hpctrain.train.stop import CAUSES, Stop
 from hpctrain.world import World, from_env
@@ -79,13 +78,13 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
         stop.install()  # before torch is imported: a signal that comes in these seconds must not kill the rank
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUSES)  # blocked for the launcher's sake, see hpctrain.train.hub
     plan = _asserted_plan(run, loaded)
-    expected = proof.Expectation(
+    expected = claims.Expectation(
         plan=plan,
         hosts=tuple(os.environ.get("HPCTRAIN_HOSTS", world.host).split()),
         cpus_per_task=loaded.config.slurm.cpus_per_task if "SLURM_JOB_ID" in os.environ else None,
         timeout_s=loaded.config.dist.timeout,
     )
-    proof.check_size(world, expected)
+    claims.check_size(world, expected)
     config = loaded.config
     address = None
     if world.rank == 0:
@@ -97,7 +96,7 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
             nodes=plan.nodes,
         )
     group = mpi.bootstrap(world) if _joins_mpi(config, plan) else None
-    joined = proof.join(_claim(run, attempt, world, plan), expected, run, address, group)
+    joined = proof.join(claims.claim(run, attempt, world, plan), expected, run, address, group)
     network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
     if config.dist.interface is not None:  # it wins over what the site has set
         os.environ.update(dict.fromkeys(interface.VARIABLES, network))
@@ -142,49 +141,6 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
             "a run directory is frozen; submit the changed config as a new run",
         )
     return frozen
-
-
-def _claim(run: RunDir, attempt: int, world: World, plan: Plan) -> proof.Claim:
-    code = ""
-    if run.code_sums.exists():  # an ejected script has no snapshot
-        sums = run.code_sums.read_bytes()
-        code = hashlib.sha256(sums).hexdigest()
-        # one rank of a node reads the snapshot: the others see the same files
-        changed = changed_since(run.code, os.fsdecode(sums)) if world.local_rank == 0 else []
-        if changed or code != read_json(run.env).get("code"):
-            raise WorldError(
-                f"{run.code} on {world.host} is not the code that was submitted: "
-                f"{', '.join(changed[:5]) or run.code_sums.name} {'was' if len(changed) < 2 else 'were'} changed",
-                "submit again to run changed code",
-            )
-    return proof.Claim(
-        rank=world.rank,
-        size=world.size,
-        local_rank=world.local_rank,
-        host=world.host,
-        job=os.environ.get("SLURM_JOB_ID") or str(read_json(run.begin(attempt)).get("job_id", "")),
-        attempt=attempt,
-        config=hashlib.sha256(run.config.read_bytes() + run.plan.read_bytes()).hexdigest(),
-        code=code,
-        device=_device(plan, world),
-        cpus=tuple(sorted(os.sched_getaffinity(0))),
-    )
-
-
-def _device(plan: Plan, world: World) -> str:
-    """Name the device this rank will take, without asking the driver: torch checks later that it works."""
-    if plan.device == "cpu":
-        return "cpu"
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return f"cuda:{world.local_rank}"
-    if not visible:
-        raise WorldError(
-            f"{world} was promised a GPU, but CUDA_VISIBLE_DEVICES is empty",
-            "ask for GPUs with slurm.gpus_per_node=N, or run on CPUs with device=cpu",
-        )
-    # a site that binds one GPU to each task shows each rank only its own
-    return "cuda:" + (visible[0] if len(visible) == 1 else visible[world.local_rank % len(visible)])
 
 
 def _log_to_files(run: RunDir, attempt: int, rank: int) -> None:

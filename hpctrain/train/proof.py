@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import NamedTuple
@@ -24,27 +24,11 @@ import msgspec
 
 from hpctrain.dist.mpi import Mpi
 from hpctrain.errors import WorldError
-from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, publish
-from hpctrain.world import World
+from hpctrain.train.claims import Claim, Expectation, misplaced, problems_of
 
 _HANDSHAKE_S = 10  # a peer that connects and then says nothing must not hold up the others
 _REMIND_S = 5
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank shows of itself."""
-
-    rank: int
-    size: int
-    local_rank: int
-    host: str
-    job: str
-    attempt: int
-    config: str
-    code: str
-    device: str
-    cpus: tuple[int, ...]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,89 +38,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
-class Expectation(msgspec.Struct, frozen=True, kw_only=True):
-    """What rank 0 holds the claims against."""
-
-    plan: Plan
-    hosts: tuple[str, ...]
-    cpus_per_task: int | None
-    timeout_s: float
-
-    def host_of(self, rank: int) -> str:
-        """Name the node on which a rank should be."""
-        node = rank // self.plan.ranks_per_node
-        return self.hosts[node] if node < len(self.hosts) else f"node {node}"
-
-
 class Joined(NamedTuple):
     """A proven world: where its store is, and on rank 0 the listening socket for it."""
 
     host: str
     port: int
     listener: socket.socket | None
-
-
-def check_size(world: World, expected: Expectation) -> None:
-    """Refuse a world of another size at once: N worlds of size 1 never meet, so no rank 0 could tell.
-
-    Raises:
-        WorldError: naming the ranks that are missing.
-    """
-    planned = expected.plan.ranks
-    if world.size == planned:
-        return
-    if world.size < planned:
-        missing = ", ".join(f"rank {rank} ({expected.host_of(rank)})" for rank in range(world.size, planned)[:8])
-        detail = f"missing: {missing}{', ...' if planned - world.size > 8 else ''}"
-    else:
-        detail = f"{world.size - planned} too many"
-    raise WorldError(
-        f"{world.launcher} started {world.size} ranks, the plan has {planned}; {detail}",
-        "start the run with `hpctrain submit` or `sbatch RUN/job.sbatch`; change the number with slurm.nodes=N, "
-        "slurm.ranks_per_node=N or --ranks N",
-    )
-
-
-def problems_of(claims: Sequence[Claim], expected: Expectation) -> list[str]:
-    """Compare claims with the plan and with each other; rank 0's claim comes first."""
-    reference, found = claims[0], []
-    seen: dict[int, Claim] = {}
-    devices: dict[tuple[str, str], int] = {}
-    for claim in claims:
-        who = f"rank {claim.rank} ({claim.host})"
-        if claim.rank in seen:
-            found.append(f"{who} is there twice, also on {seen[claim.rank].host}")
-        seen[claim.rank] = claim
-        if not 0 <= claim.rank < expected.plan.ranks:
-            found.append(f"{who} is none of the planned ranks 0 to {expected.plan.ranks - 1}")
-        for field in ("size", "job", "attempt", "config", "code"):
-            mine, other = getattr(reference, field), getattr(claim, field)
-            if mine != other:
-                found.append(f"{who} has another {field} than rank 0 ({reference.host}): {other} instead of {mine}")
-        if claim.device != "cpu":
-            rival = devices.setdefault((claim.host, claim.device), claim.rank)
-            if rival != claim.rank:
-                found.append(f"{who} has the same device as rank {rival}: {claim.device}")
-        wanted = expected.cpus_per_task
-        if wanted is not None and len(claim.cpus) < min(wanted, os.cpu_count() or 1):
-            found.append(f"{who} may run on {len(claim.cpus)} CPUs, {wanted} were asked for; export SRUN_CPUS_PER_TASK")
-    return found
-
-
-def misplaced(claims: Sequence[Claim], expected: Expectation) -> list[str]:
-    """Name nodes that hold other ranks than planned: the ranks of a node are neighbours, and each node has as many."""
-    found, per_node = [], expected.plan.ranks_per_node
-    for first in range(0, expected.plan.ranks, per_node):
-        hosts = [claim.host for claim in claims if first <= claim.rank < first + per_node]
-        if len(set(hosts)) > 1:
-            found.append(
-                f"ranks {first} to {first + per_node - 1} should share a node, they are on "
-                f"{', '.join(sorted(set(hosts)))}; start them block by block (srun --distribution=block, "
-                f"mpirun --map-by ppr:{per_node}:node)"
-            )
-    if not found and len({claim.host for claim in claims}) != expected.plan.nodes:
-        found.append(f"{expected.plan.nodes} nodes are planned, the ranks are on {len({c.host for c in claims})}")
-    return found
 
 
 def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None, mpi: Mpi | None = None) -> Joined:

@@ -1,6 +1,5 @@
 """The world proof between real processes of this machine, over loopback."""
 
-import os
 import socket
 import threading
 import time
@@ -9,46 +8,9 @@ import msgspec
 import pytest
 
 from hpctrain.errors import WorldError
-from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir, publish
 from hpctrain.train import proof
-from hpctrain.world import World
-
-
-def plan_of(ranks, nodes=1):
-    return Plan(
-        name="p",
-        seed=0,
-        nodes=nodes,
-        ranks_per_node=ranks // nodes,
-        ranks=ranks,
-        device="cpu",
-        strategy="ddp",
-        backend="gloo",
-        launcher="local",
-        precision="fp32",
-    )
-
-
-def expected_of(ranks, *, nodes=1, timeout_s=20.0, cpus=None):
-    hosts = tuple(f"n{i + 1}" for i in range(nodes))
-    return proof.Expectation(plan=plan_of(ranks, nodes), hosts=hosts, cpus_per_task=cpus, timeout_s=timeout_s)
-
-
-def claim_of(rank, size, /, **changes):
-    fields = {
-        "rank": rank,
-        "size": size,
-        "local_rank": rank,
-        "host": "n1",
-        "job": "7",
-        "attempt": 1,
-        "config": "c",
-        "code": "k",
-        "device": "cpu",
-        "cpus": (0, 1),
-    }
-    return proof.Claim(**(fields | changes))
+from tests.train.worlds import claim_of, expected_of
 
 
 def new_run(root):
@@ -116,19 +78,6 @@ def test_two_ranks_with_one_number_are_refused(tmp_path):
     claims = [claim_of(0, 3), claim_of(1, 3), claim_of(1, 3, host="n2")]
     results = join_all(claims, expected_of(3), [run] * 3)
     assert all("is there twice, also on" in str(error) for error in results)
-
-
-def test_two_ranks_on_one_device_are_refused():
-    claims = [claim_of(0, 2, device="cuda:0"), claim_of(1, 2, device="cuda:0")]
-    assert proof.problems_of(claims, expected_of(2)) == ["rank 1 (n1) has the same device as rank 0: cuda:0"]
-    apart = [claim_of(0, 2, device="cuda:0"), claim_of(1, 2, device="cuda:0", host="n2")]
-    assert proof.problems_of(apart, expected_of(2)) == []
-
-
-def test_a_cpu_mask_smaller_than_asked_is_refused(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    [problem] = proof.problems_of([claim_of(0, 1, cpus=(0,))], expected_of(1, cpus=8))
-    assert problem == "rank 0 (n1) may run on 1 CPUs, 8 were asked for; export SRUN_CPUS_PER_TASK"
 
 
 def test_a_missing_rank_is_named_with_its_host(tmp_path):
@@ -222,20 +171,3 @@ def test_ranks_spread_over_nodes_otherwise_than_planned_are_refused(tmp_path):
         "ranks 2 to 3 should share a node, they are on n1, n2; start them block by block" in str(error)
         for error in results
     )
-    crowded = [claim_of(rank, 4) for rank in range(4)]
-    assert proof.misplaced(crowded, expected_of(4, nodes=2)) == ["2 nodes are planned, the ranks are on 1"]
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (1, "none started 1 ranks, the plan has 4; missing: rank 1 (n1), rank 2 (n2), rank 3 (n2)"),
-        (3, "none started 3 ranks, the plan has 4; missing: rank 3 (n2)"),
-        (6, "none started 6 ranks, the plan has 4; 2 too many"),
-    ],
-)
-def test_a_world_of_another_size_is_refused_at_once(size, message):
-    world = World(rank=0, size=size, local_rank=0, local_size=1, launcher="none", host="n1")
-    with pytest.raises(WorldError) as caught:
-        proof.check_size(world, expected_of(4, nodes=2))
-    assert str(caught.value).startswith(message)

@@ -1,0 +1,41 @@
+"""The plan as lines for people."""
+
+from hpctrain.config.schema import Config
+from hpctrain.plan import Plan
+
+
+def describe(plan: Plan, config: Config) -> str:
+    """Return the plan as lines for people: what was asked and what follows."""
+    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
+    started = "" if plan.launcher == "local" else f", by {plan.launcher}"
+    how = f"{plan.device}, {plan.strategy} over {plan.backend}{started}"
+    rows = [("ranks", f"{plan.ranks} = {nodes} x {plan.ranks_per_node}, {how}")]
+    if config.command is not None:
+        rows.append(("command", " ".join(config.command)))
+    else:
+        rows += _training_rows(plan)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+def _steps_text(plan: Plan) -> str:
+    text = f"{plan.steps_per_epoch} per epoch, {plan.total_steps} in all, {plan.warmup_steps} of warm-up"
+    short = plan.warmup_steps is not None and plan.total_steps is not None and plan.warmup_steps > plan.total_steps
+    return f"{text}: the run ends before it reaches its rate" if short else text
+
+
+def _training_rows(plan: Plan) -> list[tuple[str, str]]:
+    counted = plan.total_steps is not None
+    unknown = "unknown until counted"
+    return [
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.batch_per_rank} per rank x {plan.accumulate} passes x {plan.ranks} ranks",
+        ),
+        ("learning rate", f"{plan.lr_asked:g} asked -> {plan.lr_used:g} used"),
+        ("samples", f"{plan.train_samples} train, {plan.test_samples} test; {plan.samples_per_rank} per rank and epoch")
+        if counted
+        else ("samples", unknown),
+        ("steps", _steps_text(plan) if counted else unknown),
+        ("precision", plan.precision),
+    ]
