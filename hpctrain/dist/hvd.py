@@ -53,11 +53,17 @@ def connect(
     hvd = _load(plan.backend)
     _require(hvd, plan, device)
     os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
-    server = None
-    if listen_fd is not None and plan.backend == "gloo":
-        server = rendezvous.serve(listen_fd, nodes=plan.nodes, ranks_per_node=plan.ranks_per_node)
-    elif listen_fd is not None:
+    if plan.backend == "gloo":
+        with rendezvous.meeting(plan, world, store=store, listen_fd=listen_fd, timeout_s=timeout_s):
+            return _join(hvd, plan, world, settings, device, timeout_s)
+    if listen_fd is not None:
         os.close(listen_fd)
+    return _join(hvd, plan, world, settings, device, timeout_s)
+
+
+def _join(
+    hvd: ModuleType, plan: Plan, world: World, settings: Settings, device: torch.device, timeout_s: float
+) -> "Horovod":
     try:
         hvd.init()
     except (RuntimeError, ValueError) as error:
@@ -74,9 +80,6 @@ def connect(
         )
     comm = Horovod(hvd, settings, device, timeout_s)
     comm.barrier()  # every rank has found every other, and needs the server no more
-    if server is not None:
-        server.shutdown()
-        server.server_close()
     return comm
 
 

@@ -4,17 +4,26 @@ Horovod's own launcher serves an HTTP store for that. Here rank 0 serves it on t
 world proof, so its port is neither guessed nor raced for, and it listens on the job's interface alone.
 """
 
+import http.client
 import os
 import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from socketserver import BaseServer
-from threading import Thread
 from typing import Any
 
 from hpctrain.config.schema import Horovod as Settings
+from hpctrain.dist import interface
+from hpctrain.errors import WorldError
 from hpctrain.plan import Plan
 from hpctrain.world import World
 
 _WARN_S = 60.0  # Horovod's default
+_REMIND_S = 5.0
+_HERE = "hpctrain"  # below it are our own addresses, beside those of Horovod
 
 
 def environment(
@@ -59,7 +68,106 @@ def environment(
     return given
 
 
-def serve(listen_fd: int, *, nodes: int, ranks_per_node: int) -> BaseServer:
+@contextmanager
+def meeting(
+    plan: Plan, world: World, *, store: tuple[str, int], listen_fd: int | None, timeout_s: float
+) -> Iterator[None]:
+    """Serve the meeting on rank 0, and begin when all ranks are about to join it.
+
+    Inside of `hvd.init()` a rank that has gone, or an interface that is not there, ends the others by `std::terminate`.
+    So whatever can fail before is over on all ranks by then.
+
+    Args:
+        plan: says how many ranks there are.
+        world: this process.
+        store: host and port at which rank 0 listens.
+        listen_fd: on rank 0 the descriptor of that socket; taken over here.
+        timeout_s: how long ranks wait for each other.
+
+    Raises:
+        WorldError: a rank did not come, rank 0 has gone, or there is no such interface.
+    """
+    arrivals = _Arrivals()
+    server = None
+    if listen_fd is not None:
+        server = serve(listen_fd, nodes=plan.nodes, ranks_per_node=plan.ranks_per_node, arrivals=arrivals)
+    try:
+        named = os.environ.get("HOROVOD_GLOO_IFACE")
+        if named is not None and named not in (known := interface.addresses()):
+            raise WorldError(
+                f"HOROVOD_GLOO_IFACE names {named!r}, and {world.host} has no such interface with an IPv4 address",
+                f"unset it where the site or env.setup sets it, or choose one of {', '.join(known)} by "
+                "dist.interface=NAME",
+            )
+        if server is not None:
+            arrivals.await_all(plan.ranks, timeout_s)
+        else:
+            _arrive(store, world.rank, timeout_s + _REMIND_S)  # rank 0 gives up first, and says why
+        yield
+    finally:
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+class _Arrivals:
+    """The ranks that have asked rank 0 whether all are here, each on a thread of its own, and the answer."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asking: set[int] = set()
+        self._answer: str | None = None
+
+    @contextmanager
+    def ask(self, rank: int) -> Iterator[str]:
+        """Wait for the answer, and tell inside what it is: what is wrong, or nothing."""
+        with self._changed:
+            self._asking.add(rank)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._answer is not None)
+        try:
+            yield self._answer or ""
+        finally:
+            with self._changed:
+                self._asking.discard(rank)
+                self._changed.notify_all()
+
+    def await_all(self, ranks: int, timeout_s: float) -> None:
+        """Wait until ranks 1 and up ask, and answer them."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while missing := [rank for rank in range(1, ranks) if rank not in self._asking]:
+                named = ", ".join(f"rank {rank}" for rank in missing[:8]) + (", ..." if len(missing) > 8 else "")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    self._answer = f"after {timeout_s:g} s {named} had not loaded Horovod, after the world was proven"
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: not self._asking, 1)
+                    raise WorldError(self._answer, f"see attempts/N/logs/rank_{missing[0]}.err")
+                if not self._changed.wait(min(left, _REMIND_S)):
+                    print(f"hpctrain: waiting for {named} to load Horovod", file=sys.stderr, flush=True)
+            self._answer = ""
+            self._changed.notify_all()
+
+
+def _arrive(store: tuple[str, int], rank: int, timeout_s: float) -> None:
+    """Ask rank 0 whether all are here; it answers when they are."""
+    connection = http.client.HTTPConnection(*store, timeout=timeout_s)
+    try:
+        connection.request("GET", f"/{_HERE}/{rank}")
+        answer = connection.getresponse().read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise WorldError(
+            f"rank 0 at {store[0]}:{store[1]} went away before Horovod's world was complete: {error}",
+            "see attempts/N/logs/rank_0.err",
+        ) from None
+    finally:
+        connection.close()
+    if answer:
+        raise WorldError(answer)
+
+
+def serve(listen_fd: int, *, nodes: int, ranks_per_node: int, arrivals: _Arrivals | None = None) -> BaseServer:
     """Serve the meeting on a socket that listens already, in a thread, until `shutdown()` and `server_close()`."""
     from horovod.runner.common.util.hosts import SlotInfo
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
@@ -85,13 +193,24 @@ def serve(listen_fd: int, *, nodes: int, ranks_per_node: int) -> BaseServer:
         def do_HEAD(self) -> None:  # noqa: N802 - the name is http.server's
             self.send_error(404)
 
+        def do_GET(self) -> None:  # noqa: N802
+            scope, _, rank = self.path.lstrip("/").partition("/")
+            if arrivals is None or scope != _HERE or not rank.isdigit():
+                super().do_GET()
+                return
+            with arrivals.ask(int(rank)) as answer:
+                self.send_response(http.HTTPStatus.OK)
+                self.send_header("Content-Length", str(len(answer.encode())))
+                self.end_headers()
+                self.wfile.write(answer.encode())
+
     server = Server(listener.getsockname(), Handler, False)
     ranks, per_node = nodes * ranks_per_node, ranks_per_node
     server.init([
         SlotInfo(_node(rank // per_node), rank, rank % per_node, rank // per_node, ranks, per_node, nodes)
         for rank in range(ranks)
     ])
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return server
 
 

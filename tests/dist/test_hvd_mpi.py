@@ -136,8 +136,8 @@ def test_a_commands_mpi_is_its_own(run, open_mpi, program):
 
 
 @pytest.mark.parametrize("override", ["dist.backend=mpi", "dist.mpi=pmix", "dist.launcher=mpirun"])
-def test_one_rank_and_a_laptop_need_no_mpi(run, override, tmp_path):
-    done = run(TRAINING, "--ranks", "1", override, path=None)
+def test_one_rank_and_a_laptop_need_no_mpi(run, override):
+    done = run(TRAINING, "--ranks", "1", override)
     assert done.returncode == 0, done.stderr
     assert "by mpirun" not in done.stderr
 
@@ -152,6 +152,14 @@ def test_what_ends_is_told_from_what_hangs(run, open_mpi, tmp_path):
     assert done.returncode == 4
     [log] = tmp_path.glob("runs/*/attempts/1/logs/rank_1.err")
     assert "no answer from the other ranks for 3 s" in log.read_text(), done.stderr
+
+
+def test_an_interface_that_is_not_there_is_named_before_horovod_aborts(run, monkeypatch):
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "nosuch0")
+    done = run(TRAINING, "--ranks", "2", "restart.rank_killed=0")
+    assert done.returncode == 4
+    assert "HOROVOD_GLOO_IFACE names 'nosuch0'" in done.stderr
+    assert "by dist.interface=NAME" in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["gloo", "mpi"])
