@@ -10,7 +10,7 @@ import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hpctrain.errors import WorldError
 
@@ -46,6 +46,21 @@ def subnet(address: str) -> ipaddress.IPv4Network:
     raise WorldError(f"no interface has the address {address}")
 
 
+def resolve(name: str) -> list[str]:
+    """Return the addresses of a name; none where it leads nowhere."""
+    try:
+        return socket.gethostbyname_ex(name)[2]
+    except OSError:
+        return []
+
+
+def shared_subnet(address: str, others: Iterable[str]) -> ipaddress.IPv4Network | None:
+    """Return the network of an interface of this node, by its address, if all others are in it, too."""
+    listed = [ipaddress.IPv4Address(other) for other in others]
+    shared = subnet(address) if listed else None
+    return shared if shared is not None and all(other in shared for other in listed) else None
+
+
 def publishable_address(*, interface: str | None, host: str, suffix: str, peers: Sequence[str], nodes: int) -> str:
     """Choose the address under which rank 0 shall be reached by the ranks of all nodes.
 
@@ -67,17 +82,17 @@ def publishable_address(*, interface: str | None, host: str, suffix: str, peers:
     if nodes == 1:
         return "127.0.0.1"
     for name in (host + suffix, host):
-        for address in _resolve(name):
+        for address in resolve(name):
             if not address.startswith(_LOOPBACK) and address in owned.values():
                 return address
     for peer in peers:  # the own name leads nowhere (Debian maps it to 127.0.1.1): take the address that peers see
-        for address in _resolve(peer + suffix):
+        for address in resolve(peer + suffix):
             local = _local_address_towards(address)
             if local is not None and not local.startswith(_LOOPBACK):
                 return local
     raise WorldError(
         f"{host} finds no address at which other nodes could reach it: {host + suffix!r} resolves to "
-        f"{', '.join(_resolve(host + suffix)) or 'nothing'}",
+        f"{', '.join(resolve(host + suffix)) or 'nothing'}",
         _choose(owned),
     )
 
@@ -103,13 +118,6 @@ def towards(address: str, *, interface: str | None, host: str, nodes: int) -> st
 def _choose(owned: dict[str, str]) -> str:
     listed = ", ".join(f"{name} ({address})" for name, address in owned.items())
     return f"choose one of {listed or 'none: no interface has an IPv4 address'} by dist.interface=NAME"
-
-
-def _resolve(name: str) -> list[str]:
-    try:
-        return socket.gethostbyname_ex(name)[2]
-    except OSError:
-        return []
 
 
 def _local_address_towards(address: str) -> str | None:

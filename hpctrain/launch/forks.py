@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hpctrain
 from hpctrain.config.schema import Config
+from hpctrain.launch.own_code import script_of
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.world import threads_per_rank
@@ -38,11 +39,12 @@ def can_fork(config: Config) -> bool:
         return False
     if config.command is None:
         return True
-    program, script = config.command[0], Path(*config.command[1:2])
-    if script.suffix != ".py" or not _is_this_python(program):
+    script = script_of(config.command)
+    # an option of the interpreter would come too late
+    if script is None or script != config.command[1] or not _is_this_python(config.command[0]):
         return False
     try:
-        text = script.read_text()
+        text = Path(script).read_text()
     except (OSError, ValueError):
         return False
     only_reads = len(_ENVIRONMENT_READ.findall(text)) == len(_ENVIRONMENT.findall(text))

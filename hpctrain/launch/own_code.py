@@ -10,7 +10,7 @@ def problems(loaded: Loaded) -> list[str]:
     """Return what is missing: the script of `command`, or the module or function of the model."""
     config = loaded.config
     if config.command is not None:
-        script = _script(config.command)
+        script = script_of(config.command)
         if script is not None and not os.path.isfile(script):  # noqa: PTH113 - a Path raises where it may not look
             return [
                 loaded.problem("command", f"there is no file {script} in {Path.cwd()}, which the job gets a copy of")
@@ -22,7 +22,7 @@ def problems(loaded: Loaded) -> list[str]:
     return []
 
 
-def _script(command: tuple[str, ...]) -> str | None:
+def script_of(command: tuple[str, ...]) -> str | None:
     """Return the script of `python [-u] script.py ...`; None where it is no such command."""
     if not os.path.basename(command[0]).startswith("python"):  # noqa: PTH119 - text in, text out
         return None

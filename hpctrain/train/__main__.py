@@ -23,7 +23,7 @@ from hpctrain.errors import JobError, UsageError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.processes import tie_to_parent
 from hpctrain.rundir import RunDir
-from hpctrain.train import claims, proof, script
+from hpctrain.train import claims, network, proof, script
 from hpctrain.train.leave import leave
 from hpctrain.train.stop import CAUSES, Stop
 from hpctrain.world import World, from_env
@@ -80,45 +80,42 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
     plan = _asserted_plan(run, loaded)
     expected = claims.Expectation(
         plan=plan,
-        hosts=tuple(os.environ.get("HPCTRAIN_HOSTS", world.host).split()),
+        hosts=tuple(network.hosts(world)),
         cpus_per_task=loaded.config.slurm.cpus_per_task if "SLURM_JOB_ID" in os.environ else None,
         timeout_s=loaded.config.dist.timeout,
     )
     claims.check_size(world, expected)
     config = loaded.config
-    address = None
-    if world.rank == 0:
-        address = interface.publishable_address(
-            interface=config.dist.interface,
-            host=world.host,
-            suffix=config.dist.host_suffix,
-            peers=[host for host in expected.hosts if host != world.host],
-            nodes=plan.nodes,
-        )
+    if plan.launcher == "srun" and _started_by_mpi(config, plan):  # mpirun has been told already
+        os.environ.update(network.open_mpis_by_name(config, plan, world))
+    address = network.address(config, plan, world) if world.rank == 0 else None
     group = mpi.bootstrap(world) if _joins_mpi(config, plan) else None
     joined = proof.join(claims.claim(run, attempt, world, plan), expected, run, address, group)
-    network = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
+    named = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
     if config.dist.interface is not None:  # it wins over what the site has set
-        os.environ.update(dict.fromkeys(interface.VARIABLES, network))
+        os.environ.update(dict.fromkeys(interface.VARIABLES, named))
     print(
-        f"hpctrain: {world}, attempt {attempt}, world proven; {network} to {joined.host}:{joined.port}", file=sys.stderr
+        f"hpctrain: {world}, attempt {attempt}, world proven; {named} to {joined.host}:{joined.port}", file=sys.stderr
     )
     if config.command is not None:
-        script.prepare(config, plan, world, joined, network)
+        script.prepare(config, plan, world, joined, named)
         return config.command
     from hpctrain.train import session
 
-    session.run(run, attempt, config, plan, world, joined, network, stop, debug=debug)
+    session.run(run, attempt, config, plan, world, joined, named, stop, debug=debug)
     if group is not None:
         group.close()
     return None
 
 
-def _joins_mpi(config: Config, plan: Plan) -> bool:
-    """Say whether MPI has started the ranks for us: Horovod joins it by itself, and a command may want to."""
+def _started_by_mpi(config: Config, plan: Plan) -> bool:
     by_srun = plan.launcher == "srun" and (plan.backend == "mpi" or config.dist.mpi not in {None, "none"})
-    started = plan.ranks > 1 and (plan.launcher == "mpirun" or by_srun)
-    return started and plan.strategy == "ddp" and config.command is None
+    return plan.ranks > 1 and (plan.launcher == "mpirun" or by_srun)
+
+
+def _joins_mpi(config: Config, plan: Plan) -> bool:
+    """Say whether it is for us to join MPI: Horovod does so by itself, and a command may want to."""
+    return _started_by_mpi(config, plan) and plan.strategy == "ddp" and config.command is None
 
 
 def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:

@@ -8,7 +8,6 @@ torchrun has an agent on each node. mpirun and horovodrun run on the first one; 
 """
 
 import hashlib
-import ipaddress
 import os
 import platform
 import signal
@@ -16,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,7 @@ from hpctrain.errors import HpctrainError, JobError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.processes import adopt_orphans, children, kill_tree, nearest, send, tie_to_parent
 from hpctrain.rundir import RunDir, publish, publish_first
-from hpctrain.train import hub
+from hpctrain.train import hub, network
 from hpctrain.train.watch import Watch, conclude
 from hpctrain.world import RANK_NAMES, World, from_env
 
@@ -73,20 +72,6 @@ def _run(run: RunDir, attempt: int) -> int:
     return _mpirun(run, attempt, config, plan, world)
 
 
-def _hosts(world: World) -> list[str]:
-    return os.environ.get("HPCTRAIN_HOSTS", world.host).split()
-
-
-def _address(config: Config, plan: Plan, world: World) -> str:
-    return interface.publishable_address(
-        interface=config.dist.interface,
-        host=world.host,
-        suffix=config.dist.host_suffix,
-        peers=[host for host in _hosts(world) if host != world.host],
-        nodes=plan.nodes,
-    )
-
-
 # --- torchrun
 
 
@@ -98,7 +83,7 @@ def _torchrun(run: RunDir, attempt: int, config: Config, plan: Plan, world: Worl
     """
     reserved: socket.socket | None = None
     if world.rank == 0:
-        address = _address(config, plan, world)
+        address = network.address(config, plan, world)
         reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind((address, 0))
@@ -164,20 +149,20 @@ def _obey(run: RunDir, attempt: int, config: Config, world: World) -> int:
 
 def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World) -> int:
     """Run mpirun or horovodrun for all nodes."""
-    hosts = _hosts(world)[: plan.nodes]
+    hosts = network.hosts(world)[: plan.nodes]
     # without Slurm all is here; a launcher that does not know its own name would call an agent nevertheless
     env = mpirun.environment(os.environ, None if _is_local() else run.agent(attempt))
     signals = _Signals()
-    address = _address(config, plan, world)
-    network = config.dist.interface
+    address = network.address(config, plan, world)
+    named = config.dist.interface
     if plan.launcher == "horovodrun" and plan.nodes > 1:  # or it would look for one by itself, for many seconds
-        network = interface.towards(address, interface=network, host=world.host, nodes=plan.nodes)
-    argv = _argv(run, config, plan, hosts, env, network)
+        named = interface.towards(address, interface=named, host=world.host, nodes=plan.nodes)
+    argv = _argv(run, config, plan, hosts, env, named)
     center = hub.Hub(run, attempt, hosts, env)
     center.open(address)
     try:
         center.await_nodes(config.dist.timeout)
-        env |= _network_of_ranks(env, address, center.addresses)
+        env |= network.open_mpis(env, address, center.addresses)
         launcher = hub.start(argv, env, stdout=subprocess.PIPE)
         # horovodrun takes 10 s to end the other ranks, and what these still do is of no use
         watch = Watch(launcher, run.outcome(attempt), grace_s=0 if plan.launcher == "horovodrun" else _GRACE_S)
@@ -197,25 +182,12 @@ def _mpirun(run: RunDir, attempt: int, config: Config, plan: Plan, world: World)
         center.close()
 
 
-def _network_of_ranks(env: Mapping[str, str], address: str, others: Iterable[str]) -> dict[str, str]:
-    """Say to Open MPI which network the nodes share, unless somebody has said so already.
-
-    It would connect to any address of a peer, also to that of a bridge for containers, which is the same on all nodes.
-    """
-    if not others or any(name.startswith("OMPI_MCA_btl_tcp_if_") for name in env):
-        return {}
-    shared = interface.subnet(address)
-    if any(ipaddress.IPv4Address(other) not in shared for other in others):
-        return {}  # a routed network; its interfaces have no more in common than their names, or not even that
-    return {"OMPI_MCA_btl_tcp_if_include": str(shared)}
-
-
 def _is_local() -> bool:
     return "HPCTRAIN_SUPERVISOR" in os.environ
 
 
 def _argv(
-    run: RunDir, config: Config, plan: Plan, hosts: Sequence[str], env: Mapping[str, str], network: str | None
+    run: RunDir, config: Config, plan: Plan, hosts: Sequence[str], env: Mapping[str, str], named: str | None
 ) -> list[str]:
     rank = [sys.executable, "-m", "hpctrain.train", str(run.path)]
     if plan.launcher == "horovodrun":
@@ -223,7 +195,7 @@ def _argv(
             *(sys.executable, "-m", "hpctrain.train.horovodrun", "--disable-cache"),
             *("-np", str(plan.ranks), "-H", ",".join(f"{host}:{plan.ranks_per_node}" for host in hosts)),
             "--mpi" if plan.backend == "mpi" else "--gloo",
-            *(("--network-interfaces", network) if network and plan.nodes > 1 else ()),
+            *(("--network-interfaces", named) if named and plan.nodes > 1 else ()),
             *("--start-timeout", str(config.dist.timeout)),
             *rank,
         ]
@@ -250,7 +222,7 @@ def _argv(
         rank,
         hosts=["localhost"] if _is_local() else hosts,
         ranks_per_node=plan.ranks_per_node,
-        interface=network,
+        interface=named,
         as_root=os.geteuid() == 0,
     )
 

@@ -58,8 +58,9 @@ assert mpi.MPI_Finalize() == 0
 """
 
 
-def test_open_mpi_talks_over_the_network_of_the_nodes(slurm_packages, open_mpi, tmp_path):
-    run = run_on(tmp_path, MPI, DECOY, "10.99.3", "dist.launcher=mpirun", timeout=90)
+@pytest.mark.parametrize("started", ["dist.launcher=mpirun", "dist.mpi=pmix"])
+def test_open_mpi_talks_over_the_network_of_the_nodes(slurm_packages, open_mpi, tmp_path, started):
+    run = run_on(tmp_path, MPI, DECOY, "10.99.3", started, timeout=90)
     shown = [(run / f"attempts/1/logs/rank_{rank}.out").read_text() for rank in range(4)]
     assert shown == [f"{rank} 10.99.3.0/24\n" for rank in range(4)]
 

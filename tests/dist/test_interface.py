@@ -36,6 +36,12 @@ def test_a_name_that_leads_nowhere_says_what_to_set():
         interface.publishable_address(interface=None, host="nowhere.invalid", suffix="-i", peers=[], nodes=2)
 
 
+def test_nodes_share_a_network_only_if_all_are_in_it():
+    assert str(interface.shared_subnet("127.0.0.1", ["127.0.0.2", "127.9.9.9"])) == "127.0.0.0/8"
+    assert interface.shared_subnet("127.0.0.1", ["127.0.0.2", "192.0.2.1"]) is None
+    assert interface.shared_subnet("127.0.0.1", []) is None
+
+
 def test_the_network_of_an_address_is_known():
     assert str(interface.subnet("127.0.0.1")) == "127.0.0.0/8"
     with pytest.raises(WorldError, match=r"no interface has the address 192\.0\.2\.1"):
