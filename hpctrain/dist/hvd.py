@@ -8,7 +8,7 @@ Traps that this module is built around (Horovod 0.28.1):
 - Collectives without a name get one from a counter per process, and wait forever after unequal counts.
 - A scaler must see the summed gradient: `synchronize` before `unscale_`, `skip_synchronize` around the step.
 - A parameter without a gradient gets one of zeros, which weight decay and momentum then act on.
-- There are no bfloat16 tensors.
+- There are no bfloat16 tensors, and a tensor whose channels come last is refused.
 """
 
 import importlib
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from hpctrain.config.schema import Horovod as Settings
 from hpctrain.dist import horovod_build, rendezvous
+from hpctrain.dist.compression import InMemoryOrder
 from hpctrain.dist.patience import Patience
 from hpctrain.dist.single import SingleStep, discard
 from hpctrain.errors import JobError, UsageError, WorldError
@@ -156,6 +157,9 @@ class HorovodStep(SingleStep):
         here = [part.grad is not None for part in self._trained.values()]
         if self._some_unused:
             anywhere = self._comm.sum(torch.tensor(here, dtype=torch.int32)).tolist()
+            for part in self._trained.values():
+                if part.grad is None:  # Horovod's zeros would lie otherwise than the gradients of other ranks
+                    part.grad = torch.zeros_like(part)
         elif not all(here):
             left_out = next(name for name, found in zip(self._trained, here, strict=True) if not found)
             raise JobError(
@@ -218,7 +222,7 @@ class Horovod:
             wrapped = hvd.DistributedOptimizer(
                 optimizer,
                 named_parameters=[(f"hpctrain.gradient.{name}", part) for name, part in model.named_parameters()],
-                compression=hvd.Compression.fp16 if settings.compression == "fp16" else hvd.Compression.none,
+                compression=InMemoryOrder(getattr(hvd.Compression, settings.compression)),
                 backward_passes_per_step=passes,
                 op=hvd.Adasum if adasum else hvd.Sum,
                 groups=None if adasum else settings.groups,

@@ -56,6 +56,8 @@ labels = torch.randint(0, 10, (10000,), generator=generator)
 model = build(Model(name=sys.argv[1]), shape=(1, 28, 28), classes=10, seed=0)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 if horovod:
+    # Horovod's own functions refuse weights whose channels come last
+    model = model.to(memory_format=torch.contiguous_format)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 else:
@@ -113,13 +115,12 @@ def by_hand(work: Path, model: str, ranks: int, strategy: str) -> float:
     else:
         argv = [word.replace("RANKS", str(ranks)) for word in LAUNCHERS[strategy]] + argv
         environments = [{**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}]
-    started = [
-        subprocess.Popen(argv, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for env in environments
-    ]
+    started = [subprocess.Popen(argv, cwd=work, env=env, stdout=subprocess.PIPE, text=True) for env in environments]
     out = started[0].communicate()[0]
     for rank in started[1:]:
         rank.communicate()
+    if any(rank.returncode for rank in started):
+        raise SystemExit(f"the loop by hand failed: {' '.join(argv)}\n{out}")
     seconds = [float(line.split()[-1]) for line in out.splitlines() if "step" in line][1:]
     return float(statistics.median(seconds) / INTERVAL * 1e6)
 

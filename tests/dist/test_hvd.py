@@ -80,6 +80,20 @@ def test_what_gets_no_gradient_is_left_alone_and_all_ranks_get_rank_0s_state(ran
     ] * 2  # fmt: skip
 
 
+@pytest.mark.parametrize("some", [False, True], ids=["all", "left out by some"])
+def test_weights_whose_channels_come_last_are_trained_as_by_ddp(ranks, some):
+    reference = values(ranks, "channels_last", 2, Dist(), some=some)[0]
+    for settings in ({}, {"groups": 2}) if not some else ({},):
+        found = values(ranks, "channels_last", 2, Dist(strategy="horovod", horovod=Horovod(**settings)), some=some)
+        assert found == [reference] * 2
+    first, second = values(
+        ranks, "channels_last", 2, Dist(strategy="horovod", horovod=Horovod(compression="fp16")), some=some
+    )
+    assert first == second
+    for mine, theirs in zip(first["weights"], reference["weights"], strict=True):
+        assert torch.tensor(mine).allclose(torch.tensor(theirs), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"groups": 1}, {"fusion_mb": 0}, {"cycle_ms": 0.5}])
 def test_settings_change_nothing_but_speed(ranks, settings):
     reference = values(ranks, "steps", 2, Dist())[0]
@@ -94,7 +108,7 @@ def test_fp16_compression_rounds_and_no_more(ranks):
     assert 1e-9 < (torch.tensor(first) - reference).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "args": {"hidden": [16]}}, {"name": "cnn", "args": {"channels": [4]}}])
+@pytest.mark.parametrize("model", [{"name": "mlp", "args": {"hidden": [16]}}, {"name": "cnn", "args": {"channels": [4, 8]}}])
 def test_two_ranks_end_as_with_ddp_to_the_byte(ranks, model):
     ours, weights = train(ranks, 2, model=model, log={"samples": True})
     theirs, reference = train(ranks, 2, Dist(), model=model, log={"samples": True})

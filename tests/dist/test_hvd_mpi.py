@@ -121,9 +121,10 @@ def test_adasum_joins_what_the_ranks_did(run, open_mpi):
     assert done.stdout == "rank 0 of 2 True True\n", done.stderr
 
 
-def test_adasum_trains_and_its_rate_is_scaled_by_the_batch_of_a_rank(run, open_mpi):
+@pytest.mark.parametrize("model", [[], ["model={name: cnn, args: {channels: [4, 8]}}"]], ids=["mlp", "cnn"])
+def test_adasum_trains_and_its_rate_is_scaled_by_the_batch_of_a_rank(run, open_mpi, model):
     overrides = ["dist.horovod.op=adasum", "optim.base_batch=60"]  # which needs MPI, and says so itself
-    done = run(TRAINING, "--ranks", "2", *overrides)
+    done = run(TRAINING, "--ranks", "2", *overrides, *model)
     assert done.returncode == 0, done.stderr
     assert "0.1 asked -> 0.05 used" in done.stderr
     assert "horovod over mpi, by mpirun" in done.stderr

@@ -190,6 +190,35 @@ class _Moody(torch.nn.Module):
         return self.one(images) + (self.other(images) if self.passes > 1 else 0)  # type: ignore[no-any-return]
 
 
+class _ChannelsLast(torch.nn.Module):
+    """A convolution whose weights lie channels last, left out in the first pass and then by all ranks but the first."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.side = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rank, self.passes = rank, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        found: torch.Tensor = self.body(images)
+        return found + self.side(images) if self.passes > 1 and self.rank == 0 else found
+
+
+def _channels_last(*given: Any) -> dict[str, Any]:
+    comm, options = given[5], given[8]
+    torch.manual_seed(0)
+    model, images = _ChannelsLast(comm.rank if options.get("some") else 0), torch.randn(4, 3, 5, 5)
+    model.passes += not options.get("some")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=None)
+    for _ in range(4):
+        _train_on(model, step, images[comm.rank :: comm.size])
+    strides = [list(part.stride()) for part in model.parameters()]
+    return {"value": {"weights": [part.flatten().tolist() for part in model.parameters()], "strides": strides}}
+
+
 def _moody(*given: Any) -> dict[str, Any]:
     comm: Comm = given[5]
     torch.manual_seed(0)
@@ -248,6 +277,7 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "overflow": _overflow,
     "unused": _unused,
     "moody": _moody,
+    "channels_last": _channels_last,
     "steps": _steps,
     "lonely": _lonely,
 }
