@@ -1,6 +1,7 @@
 """Overhead of a training step against a loop written by hand, same model, data and batch; interleaved.
 
-    python tests/bench/step.py [--rounds 5] [--model mlp|cnn] [--ranks 2] [--strategies ddp horovod-gloo horovod-mpi]
+    python tests/bench/step.py [--rounds 5] [--model mlp|cnn] [--ranks 2] [--steps 550]
+        [--strategies ddp horovod-gloo horovod-mpi]
 
 Each round runs all of them as `--ranks` processes; the time of a step is the median over intervals of 50 steps, the
 first left out. Prints medians and quartiles over the rounds, in microseconds.
@@ -17,16 +18,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-STEPS = 550
 INTERVAL = 50
 CONFIG = f"""
 name: step
 data: {{dataset: synthetic, samples: 10000}}
-model: {{name: MODEL}}
+model: {{name: "net:build"}}
 batch: {{global: 128}}
 optim: {{lr: 0.01, momentum: 0.9, warmup: 100 steps}}
-train: {{steps: {STEPS}, eval_every: {STEPS} steps}}
-checkpoint: {{every: {STEPS} steps}}
+train: {{steps: STEPS, eval_every: STEPS steps}}
+checkpoint: {{every: STEPS steps}}
 log: {{every: {INTERVAL} steps}}
 """
 
@@ -35,8 +35,7 @@ BY_HAND = f"""
 import os, sys, time
 import torch
 from torch.nn.functional import cross_entropy
-from hpctrain.config.schema import Model
-from hpctrain.models.build import build
+from net import build
 
 horovod = sys.argv[2] != "ddp"
 if horovod:
@@ -53,18 +52,16 @@ torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 images = torch.randint(0, 256, (10000, 1, 28, 28), dtype=torch.uint8, generator=generator)
 labels = torch.randint(0, 10, (10000,), generator=generator)
-model = build(Model(name=sys.argv[1]), shape=(1, 28, 28), classes=10, seed=0)
+model = build(sys.argv[1])
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 if horovod:
-    # Horovod's own functions refuse weights whose channels come last
-    model = model.to(memory_format=torch.contiguous_format)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 else:
     model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 size, step, total = 128 // ranks, 0, torch.zeros(())
 began = time.perf_counter()
-while step < {STEPS}:
+while step < STEPS:
     order = torch.randperm(10000, generator=generator)
     for first in range(0, 10000 - 127, 128):
         chosen = order[first + rank * size : first + (rank + 1) * size]
@@ -87,10 +84,23 @@ while step < {STEPS}:
                 print("step", step, total.item(), now - began, flush=True)
             total.zero_()
             began = now
-        if step == {STEPS}:
+        if step == STEPS:
             break
 sys.stdout.flush()
+if horovod:
+    hvd.shutdown()
 os._exit(0)
+"""
+
+# The same for both; its weights are contiguous, as Horovod's own functions want them.
+NET = """
+import torch
+from hpctrain.config.schema import Model
+from hpctrain.models import build as models
+
+def build(model):
+    built = models.build(Model(name=model), shape=(1, 28, 28), classes=10, seed=0)
+    return built.to(memory_format=torch.contiguous_format)
 """
 OVERRIDES = {
     "ddp": [],
@@ -128,7 +138,16 @@ def by_hand(work: Path, model: str, ranks: int, strategy: str) -> float:
 def by_hpctrain(work: Path, model: str, ranks: int, strategy: str) -> float:
     """Return microseconds a step."""
     shutil.rmtree(work / "runs", ignore_errors=True)
-    argv = [sys.executable, "-m", "hpctrain", "run", "step.yaml", f"model.name={model}", "--ranks", str(ranks)]
+    argv = [
+        sys.executable,
+        "-m",
+        "hpctrain",
+        "run",
+        "step.yaml",
+        f"model.args={{model: {model}}}",
+        "--ranks",
+        str(ranks),
+    ]
     argv += OVERRIDES[strategy]
     subprocess.run(argv, cwd=work, check=True, capture_output=True)
     [metrics] = (work / "runs").glob("*/attempts/1/metrics.jsonl")
@@ -143,14 +162,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=550)
     parser.add_argument("--strategies", nargs="+", choices=OVERRIDES, default=["ddp"])
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp())
     kinds = {"by hand": by_hand, "hpctrain": by_hpctrain}
     times: dict[tuple[str, str], list[float]] = {(s, kind): [] for s in arguments.strategies for kind in kinds}
     try:
-        (work / "step.yaml").write_text(CONFIG.replace("MODEL", "mlp"))
-        (work / "by_hand.py").write_text(BY_HAND)
+        (work / "step.yaml").write_text(CONFIG.replace("STEPS", str(arguments.steps)))
+        (work / "net.py").write_text(NET)
+        (work / "by_hand.py").write_text(BY_HAND.replace("STEPS", str(arguments.steps)))
         for _ in range(arguments.rounds):
             for (strategy, kind), values in times.items():
                 values.append(kinds[kind](work, arguments.model, arguments.ranks, strategy))
