@@ -46,6 +46,7 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the dataset before any rank runs; None: unknown until counted."""
 
     train: int | None = None
+    validation: int = 0
     test: int | None = None
     path: str | None = None
 
@@ -65,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     data_path: str | None = None
     train_samples: int | None = None
+    validation_samples: int = 0
     test_samples: int | None = None
     batch_per_rank: int | None = None
     accumulate: int | None = None
@@ -226,6 +228,7 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         base,
         data_path=samples.path,
         train_samples=samples.train,
+        validation_samples=samples.validation,
         test_samples=samples.test,
         batch_per_rank=per_rank,
         accumulate=batch.accumulate,

@@ -24,7 +24,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     mine: int
     """Samples of the step on this rank."""
     passes: tuple[Tensor, ...]
-    """Indices of the samples of each pass, int64 `(B,)` on the device; never empty, see `stand_in`."""
+    """Indices of the samples of each pass, int64 `(B,)`; never empty, see `stand_in`."""
     stand_in: tuple[bool, ...]
     """Passes whose micro-batch is empty: their one sample keeps the ranks in step and must be weighted by zero."""
 
@@ -47,11 +47,10 @@ class Batches:
         rank: int,
         ranks: int,
         seed: int,
-        device: torch.device,
     ) -> None:
         self.samples, self.global_batch, self.steps_per_epoch = samples, global_batch, steps_per_epoch
         self.accumulate, self.rank, self.ranks = accumulate, rank, ranks
-        self.seed, self.device = seed, device
+        self.seed = seed
         self._block_steps = max(_BLOCK_SAMPLES * ranks // global_batch, 1)
         self._first = 0
         self._block: list[Share] = []
@@ -81,7 +80,7 @@ class Batches:
         # An empty micro-batch asks for one sample, the first of its own global batch, so that every model can run.
         spans = [np.arange(low, high) if high > low else np.array([low // self.global_batch * self.global_batch])
                  for low, high in cuts]  # fmt: skip
-        indices = torch.from_numpy(order(self.samples, self.seed, epoch, np.concatenate(spans))).to(self.device)
+        indices = torch.from_numpy(order(self.samples, self.seed, epoch, np.concatenate(spans)))
         passes = torch.split(indices, [len(span) for span in spans])
         shares = []
         for place, total in enumerate(totals):

@@ -9,8 +9,10 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from hpctrain.config.schema import Data
+from hpctrain.config.datasets import Data
+from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
 
@@ -32,20 +34,54 @@ _MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _MAGIC = bytes([0, 0, 0x08])  # two zero bytes and the code of uint8; the number of dimensions follows
 
 
+class Found(NamedTuple):
+    """A dataset as its files have it."""
+
+    train: int
+    """Samples of the training set, of which some may be set apart."""
+    test: int | None
+    """Samples of its own test set; None: it has none."""
+    path: Path | None = None
+
+
 def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
     """Count the samples of a dataset and find its directory (absolute; None for datasets without files).
 
     Raises:
         UsageError: a file is missing, truncated, or not what its name says; or `data.samples` asks for too many.
     """
+    found = _find(data, env)
+    split = sizes(found.train, data.split)
+    if data.samples is not None and data.samples > split.train:
+        raise UsageError(
+            f"data.samples: {data.samples} are asked for, {data.dataset} has {split.train} training samples",
+            f"use data.samples={split.train} or less, or leave it out",
+        )
+    test = split.test if data.split.test else found.test
+    for name, count in (("training", split.train), ("test", test)):
+        if not count:
+            raise UsageError(
+                f"{data.dataset} has no {name} samples: {found.train} are split into {split.train} for training, "
+                f"{split.validation} for validation and {split.test} for testing",
+                "set some apart with data.split.test=0.1" if name == "test" else "set fewer apart: data.split",
+            )
+    return Samples(
+        train=data.samples or split.train,
+        validation=split.validation,
+        test=test,
+        path=None if found.path is None else str(found.path),
+    )
+
+
+def _find(data: Data, env: Mapping[str, str]) -> Found:
     if data.dataset == "synthetic":
         train = data.samples or SYNTHETIC_TRAIN
-        return Samples(train=train, test=max(train // 5, 1))
+        return Found(train, max(train // 5, 1))
     if data.dataset == "digits":
-        return Samples(train=_capped(data, DIGITS_TRAIN), test=DIGITS_TEST)
+        return Found(DIGITS_TRAIN, DIGITS_TEST)
     directory = _mnist_directory(data, env)
     counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
-    return Samples(train=_capped(data, counts["train"]), test=counts["test"], path=str(directory))
+    return Found(counts["train"], counts["test"], directory)
 
 
 def _absolute(path: str) -> Path:
@@ -104,15 +140,6 @@ def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
         origin = "data.path" if data.path is not None else "HPCTRAIN_DATA/mnist"
         raise UsageError(f"{origin}: {directory} is no directory", "give the directory of the IDX files: data.path=DIR")
     return directory
-
-
-def _capped(data: Data, available: int) -> int:
-    if data.samples is not None and data.samples > available:
-        raise UsageError(
-            f"data.samples: {data.samples} are asked for, {data.dataset} has {available} training samples",
-            f"use data.samples={available} or less, or leave it out",
-        )
-    return data.samples or available
 
 
 def _paired(directory: Path, images: str, labels: str) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from hpctrain.config.schema import CnnArgs, MlpArgs
 from hpctrain.errors import UsageError
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def mlp(args: MlpArgs, shape: Shape, classes: int) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hpctrain.data.images import Split
+from hpctrain.data.dataset import Part, Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.train.metrics import correct
 from hpctrain.train.precision import Precision
@@ -35,26 +35,25 @@ def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
     return rank * samples // ranks, (rank + 1) * samples // ranks
 
 
-def evaluate(model: nn.Module, split: Split, *, comm: Comm, precision: Precision, device: torch.device) -> Result:
+def evaluate(model: nn.Module, part: Part, *, comm: Comm, precision: Precision) -> Result:
     """Evaluate a model; every rank calls this and gets the same result.
 
     Counts are summed as whole numbers, the loss in float64: its last digits alone depend on the number of ranks.
 
     Args:
         model: the module itself, not the wrapped one: each rank may run it any number of times.
-        split: the samples.
+        part: the samples.
         comm: the ranks.
         precision: of the arithmetic.
-        device: of the index.
     """
     began = time.perf_counter()
-    begin, end = share(split.count, comm.rank, comm.size)
+    begin, end = share(part.count, comm.rank, comm.size)
     right, loss = 0, 0.0
     training = model.training
     model.eval()
     with torch.inference_mode():
-        for first in range(begin, end, _BATCH):
-            images, labels = split.gather(torch.arange(first, min(first + _BATCH, end), device=device))
+        batches = (Wanted(torch.arange(first, min(first + _BATCH, end))) for first in range(begin, end, _BATCH))
+        for images, labels in part.stream(batches):
             with precision.arithmetic():
                 logits = model(images)
             logits = logits.to(precision.dtype)

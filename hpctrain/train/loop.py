@@ -12,6 +12,8 @@ import functools
 import hashlib
 import math
 import time
+from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 import torch
@@ -19,7 +21,8 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
-from hpctrain.data.batches import Batches
+from hpctrain.data.batches import Batches, Share
+from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import JobError, WorldError
 from hpctrain.models.build import BUILDERS
@@ -92,7 +95,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         rank=comm.rank,
         ranks=comm.size,
         seed=plan.seed,
-        device=device,
     )
     rate = _rate(config, numbers)
     report = Report(
@@ -102,6 +104,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     )
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
     draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
+    shares: deque[Share] = deque()  # of steps whose batches are being made
+    coming = data.train.stream(_wanted(batches, start, total, comm, shares))
     meter, timer = Meter(), Timer()
     cause: Cause | None = None
     result: Result | None = None
@@ -110,7 +114,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     def evaluate_now() -> Result:
         timer.pause()
         share_buffers(model, comm)
-        tested = evaluate(model, data.test, comm=comm, precision=precision, device=device)
+        tested = evaluate(model, data.test, comm=comm, precision=precision)
         report.write("test", step=done, samples=tested.samples, correct=tested.correct, loss=tested.loss, lr=lr,
                      seconds=tested.seconds)  # fmt: skip
         timer.go_on()
@@ -130,22 +134,25 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         lr = rate(index)
         for group in wrapped.optimizer.param_groups:
             group["lr"] = lr
-        share = batches[index]
-        for number, (chosen, stand_in) in enumerate(zip(share.passes, share.stand_in, strict=True)):
+        for number in range(numbers.accumulate):
             last = number == numbers.accumulate - 1
+            images, labels = next(coming)
+            share = shares[0]
             if draws:
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
-            images, labels = data.train.gather(chosen)
             with precision.arithmetic():
                 logits = wrapped.forward(images, last=last)
             logits = logits.to(precision.dtype)
             loss = functional.cross_entropy(logits, labels, reduction="sum")
-            if stand_in:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
+            if share.stand_in[
+                number
+            ]:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
                 meter.add(logits, labels, loss)
             wrapped.backward(loss / share.samples, last=last)
         wrapped.apply()
+        shares.popleft()
         done = index + 1
         seen += share.samples
         if sample_log is not None:
@@ -171,6 +178,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if is_due(done, numbers.checkpoint_every_steps, total):
             save(evaluated=True)
 
+    coming.close()
     if cause is None and result is None:  # the attempt before saved the last step, and no more
         result = evaluate_now()
     training_s = timer.seconds()
@@ -194,6 +202,15 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         outcome.write(run, attempt, ended)
     comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
     return ended
+
+
+def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque[Share]") -> Iterator[Wanted]:
+    """Say which batches are wanted from a step on, across epochs; their shares go to the queue for the loop."""
+    for index in range(start, total):
+        share = batches[index]
+        shares.append(share)
+        for number, ids in enumerate(share.passes):
+            yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
 
 
 def _rate(config: Config, numbers: prepare.Numbers) -> functools.partial[float]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hpctrain.config.schema import Config
-from hpctrain.data import images
+from hpctrain.data.dataset import Dataset, Wanted
+from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
@@ -38,7 +39,7 @@ class Numbers(NamedTuple):
 class Parts(NamedTuple):
     """What one rank trains with."""
 
-    data: images.Dataset
+    data: Dataset
     model: nn.Module
     step: Step
     precision: Precision
@@ -76,27 +77,20 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     if config.data is None or config.model is None or config.optim is None:
         raise AssertionError("a config that trains has these sections")
     precision = Precision(config.precision, device)
-    data = images.load(
-        config.data,
-        path=plan.data_path,
-        train_samples=numbers.train_samples,
-        seed=plan.seed,
-        device=device,
-        dtype=precision.dtype,
-    )
+    data = load(config.data, plan, device=device, dtype=precision.dtype)
     if (data.train.count, data.test.count) != (numbers.train_samples, numbers.test_samples):
         raise DataError(
             f"{config.data.dataset} has {data.train.count} training and {data.test.count} test samples; "
             f"{numbers.train_samples} and {numbers.test_samples} are planned",
             "the files changed after the run was submitted; submit it again",
         )
-    model = models.build(config.model, shape=data.shape, classes=data.classes, seed=plan.seed)
+    model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
     model = model.to(device, precision.dtype)
     scaler = precision.scaler()
     optimizer = optim.build(config.optim, model.parameters(), scaled=scaler is not None)
-    example, _ = data.train.gather(torch.arange(min(2, numbers.train_samples), device=device))
+    example, _ = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
     with precision.arithmetic():
-        _try_out(model, example, data.classes, config.model.name)
+        _try_out(model, example, data.outputs, config.model.name)
         step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
     return Parts(data, model, step, precision)
 

@@ -57,8 +57,10 @@ def values(spec: Spec) -> st.SearchStrategy[Any]:
     elif issubclass(spec.base, msgspec.Struct):
         made = structs(spec.base)
     elif spec.base is tuple:
-        each = values(spec.items[0])
-        made = st.lists(each, min_size=spec.bounds.get("min_length", 0), max_size=3).map(tuple)
+        if spec.endless:
+            made = st.lists(values(spec.items[0]), min_size=spec.bounds.get("min_length", 0), max_size=3).map(tuple)
+        else:
+            made = st.tuples(*map(values, spec.items))
     elif spec.base is bool:
         made = st.booleans()
     elif spec.base is int:
@@ -172,6 +174,11 @@ slurm:
   time: 12:00:00
 data:
   dataset: mnist
+  shuffle: full
+  block: 256
+  workers: auto
+  loader: threads
+  on_error: stop
 model:
   name: mlp
   args:

@@ -20,19 +20,26 @@ def load(data, *, dtype=torch.float32, train_samples=1500, path=None, seed=0):
     return images.load(data, path=path, train_samples=train_samples, seed=seed, device=CPU, dtype=dtype)
 
 
+def gather(data, index):
+    from hpctrain.data.dataset import Wanted
+
+    [batch] = data.train.stream([Wanted(index)])
+    return batch
+
+
 def test_digits_are_the_real_ones():
     data = load(schema.Data(dataset="digits"))
-    assert (data.shape, data.classes, data.train.count, data.test.count) == ((1, 8, 8), 10, 1500, 297)
+    assert (data.shape, data.outputs, data.train.count, data.test.count) == ((1, 8, 8), 10, 1500, 297)
     # counts of the ten classes in the published set, and its first row
-    labels = torch.cat([data.train.labels, data.test.labels])
+    labels = torch.cat([data.train.targets, data.test.targets])
     assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert data.train.images[0, 0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
-    assert int(data.train.images.max()) == 16
+    assert data.train.inputs[0, 0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+    assert int(data.train.inputs.max()) == 16
 
 
 def test_training_images_are_normalised_exactly():
     data = load(schema.Data(dataset="digits", samples=100), dtype=torch.float64, train_samples=100)
-    images, _ = data.train.gather(torch.arange(100))
+    images, _ = gather(data, torch.arange(100))
     assert abs(images.mean().item()) < 1e-13
     assert abs(images.std(correction=0).item() - 1) < 1e-13
 
@@ -40,13 +47,13 @@ def test_training_images_are_normalised_exactly():
 def test_a_batch_is_what_the_index_says():
     data = load(schema.Data(dataset="digits"), dtype=torch.float64)
     index = torch.tensor([7, 7, 0, 1499])
-    images, labels = data.train.gather(index)
-    raw = data.train.images[index].double() / 16
-    everything = data.train.images.double() / 16
+    images, labels = gather(data, index)
+    raw = data.train.inputs[index].double() / 16
+    everything = data.train.inputs.double() / 16
     expected = (raw - everything.mean()) / everything.std(correction=0)
     assert torch.allclose(images, expected, rtol=0, atol=1e-13)
-    assert labels.equal(data.train.labels[index])
-    assert data.train.images.dtype == torch.uint8
+    assert labels.equal(data.train.targets[index])
+    assert data.train.inputs.dtype == torch.uint8
 
 
 @pytest.mark.skipif("HPCTRAIN_DATA" not in os.environ, reason="HPCTRAIN_DATA does not name the folder with mnist/")
@@ -55,7 +62,7 @@ def test_mnist_is_normalised_as_everyone_does():
 
     path = locate(schema.Data(dataset="mnist")).path
     data = load(schema.Data(dataset="mnist"), path=path, train_samples=60_000)
-    images, labels = data.train.gather(torch.arange(10_000))
+    images, labels = gather(data, torch.arange(10_000))
     assert labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert abs(images.mean().item()) < 0.02
     assert images.min().item() == pytest.approx(-0.1307 / 0.3081, rel=1e-6)
@@ -80,13 +87,13 @@ def test_synthetic_images_are_the_same_everywhere_and_repeat_beyond_memory(monke
     monkeypatch.setattr(images, "_SYNTHETIC_BYTES", 10 * 12)
     data = schema.Data(dataset="synthetic", args={"shape": [3, 2, 2], "classes": 4})
     one, again, other = (load(data, train_samples=25, seed=seed) for seed in (1, 1, 2))
-    assert (one.train.count, one.test.count, one.shape, one.classes) == (25, 5, (3, 2, 2), 4)
+    assert (one.train.count, one.test.count, one.shape, one.outputs) == (25, 5, (3, 2, 2), 4)
     index = torch.tensor([3, 13, 23])
-    pictures, labels = one.train.gather(index)
+    pictures, labels = gather(one, index)
     assert pictures[0].equal(pictures[1])
     assert len(labels.unique()) == 1
-    assert pictures.equal(again.train.gather(index)[0])
-    assert not pictures.equal(other.train.gather(index)[0])
+    assert pictures.equal(gather(again, index)[0])
+    assert not pictures.equal(gather(other, index)[0])
 
 
 def test_a_changed_dataset_is_refused():

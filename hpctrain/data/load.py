@@ -1,0 +1,25 @@
+"""The config's `data` -> a dataset of parts that give batches."""
+
+import torch
+
+from hpctrain.config.datasets import Data
+from hpctrain.data import images
+from hpctrain.data.dataset import Dataset
+from hpctrain.plan import Plan
+
+
+def load(data: Data, plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Dataset:
+    """Open the dataset of a plan.
+
+    Args:
+        data: the config's section.
+        plan: names its directory and how many samples are used, and has the seed.
+        device: where batches are made.
+        dtype: of the inputs.
+
+    Raises:
+        DataError: it cannot be read, or is not the planned one.
+    """
+    return images.load(
+        data, path=plan.data_path, train_samples=plan.train_samples or 0, seed=plan.seed, device=device, dtype=dtype
+    )
