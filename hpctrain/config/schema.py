@@ -17,8 +17,8 @@ from hpctrain.config.texts import Count, Fraction, Function, Name, NonNegative, 
 
 __all__ = [
     "DATASET_ARGS", "MODEL_ARGS", "Batch", "Checkpoint", "CnnArgs", "Config", "Container", "Data", "Dist", "Env",
-    "FolderArgs", "Horovod", "Log", "MlpArgs", "Model", "NoArgs", "Optim", "Restart", "Slurm", "SyntheticArgs", "Train",
-    "arguments",
+    "FolderArgs", "Horovod", "Log", "MlpArgs", "Model", "NoArgs", "Optim", "ResnetArgs", "Restart", "Slurm",
+    "SyntheticArgs", "Train", "arguments",
 ]  # fmt: skip
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
@@ -41,12 +41,19 @@ class CnnArgs(Struct, frozen=True, kw_only=True):
     """Width of the dense layer after the blocks."""
 
 
+class ResnetArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of the models resnet18 to resnet152."""
+
+    zero_init: bool = True
+    """The last norm of each residual block starts at zero (Goyal et al. 2017, section 5.1)."""
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """The model."""
 
-    name: Literal["mlp", "cnn"] | Function
-    """mlp, cnn, or the user's own function as package.module:function, called with `args` and returning a
-    torch.nn.Module."""
+    name: Literal["mlp", "cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | Function
+    """mlp, cnn; resnet18 to resnet152 for pictures of about 224 x 224 (He et al. 2016); or the user's own function as
+    package.module:function, called with `args` and returning a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Arguments of the model."""
 
@@ -163,7 +170,11 @@ class Config(Struct, frozen=True, kw_only=True):
     "3"]."""
 
 
-MODEL_ARGS: dict[str, type[Struct]] = {"mlp": MlpArgs, "cnn": CnnArgs}
+MODEL_ARGS: dict[str, type[Struct]] = {
+    "mlp": MlpArgs,
+    "cnn": CnnArgs,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), ResnetArgs),
+}
 """The classes of the arguments of the models that come along."""
 
 

@@ -1,5 +1,6 @@
 """Name -> module: the models that come along, or the user's own."""
 
+import functools
 import importlib
 import inspect
 import traceback
@@ -12,8 +13,13 @@ from torch import nn
 from hpctrain.config import schema
 from hpctrain.errors import JobError, UsageError
 from hpctrain.models.plain import Shape, cnn, mlp
+from hpctrain.models.resnet import resnet
 
-BUILDERS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {"mlp": mlp, "cnn": cnn}
+BUILDERS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    **{f"resnet{layers}": functools.partial(resnet, layers) for layers in (18, 34, 50, 101, 152)},
+}
 """The models that come along; a test holds the names equal to `schema.MODEL_ARGS`."""
 
 
