@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from hpctrain.config.datasets import DATASET_ARGS, PictureArgs
 from hpctrain.config.schema import CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
 from hpctrain.config.texts import seconds
 
@@ -14,7 +15,7 @@ NEEDED = {
 }
 """The sections that hpctrain's own training needs, and what to write."""
 
-_IMAGE_SIZES = {"mnist": 28, "digits": 8}
+_IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
 
 Found = Iterator[tuple[str, str]]
 
@@ -79,10 +80,15 @@ def _data(config: Config) -> Found:
 
 def _pooling(data: Data, model: Model) -> Found:
     blocks = len(arguments(CnnArgs, model.args).channels)
-    if data.dataset == "synthetic":
-        side = min(arguments(SyntheticArgs, data.args).shape[1:])
-    else:
-        side = _IMAGE_SIZES.get(data.dataset, 1)
+    side = _IMAGE_SIZES.get(data.dataset)
+    if data.dataset in DATASET_ARGS:
+        args = arguments(DATASET_ARGS[data.dataset], data.args)
+        if isinstance(args, SyntheticArgs):
+            side = min(args.shape[1:])
+        elif isinstance(args, PictureArgs):
+            side = args.size
+    if side is None:  # only the files know
+        return
     most = side.bit_length() - 1
     if blocks > most:
         yield (
