@@ -26,6 +26,7 @@ _FORMAT = 1
 _MOST_HEADER = 2**26
 _BYTES = 16  # of each sample
 _MOST_PROCESSES = 16
+_WORTH_BYTES = 2**30  # of all shards: with less, starting processes takes longer than reading
 
 Tell = Callable[[int, int], None]
 """Is told how many shards of how many have been read."""
@@ -48,7 +49,7 @@ class Header(msgspec.Struct, frozen=True):
     classes: int
     """The largest label + 1."""
     digest: str
-    """SHA-256 of the names and sizes of the shards, and of all offsets, sizes and labels."""
+    """SHA-256 of all but the times of change."""
     format: int = _FORMAT
 
     @property
@@ -103,7 +104,7 @@ def make(directory: Path, pattern: str, tell: Tell | None = None) -> Index:
     columns = [b"".join(column) for column in zip(*((p.offsets, p.sizes, p.labels) for p in parts), strict=True)]
     content = b"".join(columns)
     classes = max(part.classes for part in parts)
-    header = Header(pattern, tuple(shards), classes, _digest(shards, content))
+    header = Header(pattern, tuple(shards), classes, _digest(shards, classes, content))
     for file in _places(directory, pattern):
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,7 @@ def _first(places: Iterable[Path], directory: Path, pattern: str) -> Index | Non
             with file.open("rb") as opened:
                 opened.seek(begin)
                 content = opened.read(_BYTES * header.count)
-            if _digest(header.shards, content) == header.digest:
+            if _digest(header.shards, header.classes, content) == header.digest:
                 return Index(header, content)
     return None
 
@@ -202,15 +203,15 @@ def _padded(header: Header) -> bytes:
     return line + b" " * (-(len(line) + 1) % 8) + b"\n"
 
 
-def _digest(shards: Iterable[Shard], content: bytes) -> str:
-    table = msgspec.json.encode([(shard.name, shard.size, shard.samples) for shard in shards])
+def _digest(shards: Iterable[Shard], classes: int, content: bytes) -> str:
+    table = msgspec.json.encode([classes, [(shard.name, shard.size, shard.samples) for shard in shards]])
     return hashlib.sha256(table + b"\n" + content).hexdigest()
 
 
 def _read_all(paths: list[Path]) -> Iterator[Rows]:
     """Read the headers of shards, in their order; by several processes where that saves more than they cost."""
     processes = min(len(os.sched_getaffinity(0)), len(paths) // 2, _MOST_PROCESSES)
-    if processes < 2 or sum(path.stat().st_size for path in paths) < 2**30:
+    if processes < 2 or sum(path.stat().st_size for path in paths) < _WORTH_BYTES:
         yield from map(rows, paths)
         return
     from concurrent.futures import ProcessPoolExecutor

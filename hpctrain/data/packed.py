@@ -1,5 +1,6 @@
 """What `hpctrain pack` writes beside its shards: index.json."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -70,12 +71,15 @@ def read(directory: Path) -> Contents | None:
     path = directory / NAME
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES)
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(size) if size <= _MOST_BYTES else b""
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
+        if not text:
+            raise ValueError(f"it has {size} bytes")
         if msgspec.json.decode(text, type=_Any).format != FORMAT:
             return None
         return msgspec.json.decode(text, type=Contents)

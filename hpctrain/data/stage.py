@@ -1,5 +1,6 @@
 """Copy shards to a disk of the node, once for each node; whoever cannot reads the original, and says so."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,7 +48,7 @@ def staged(where: str, directory: Path, headers: Sequence[index.Header], content
                 return _stay(directory, f"{place.parent} cannot be locked")
             return place if _fill(place, directory, list(shards.values()), sums) else directory
     except OSError as error:
-        return _stay(directory, f"{base}: {error.strerror}")
+        return _stay(directory, f"{error.filename or base}: {error.strerror}")
 
 
 def _stay(directory: Path, reason: str) -> Path:
@@ -69,7 +70,7 @@ def _private(base: Path) -> Path:
     made.mkdir(mode=0o700, exist_ok=True)
     about = made.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise PermissionError(1, f"{made} is not this user's alone")
+        raise PermissionError(errno.EPERM, "is not this user's alone", str(made))
     return made
 
 

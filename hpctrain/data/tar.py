@@ -118,10 +118,9 @@ class Archive:
     def _header(self, block: bytes, offset: int) -> tuple[bytes, str, int]:
         """Return kind, name and size."""
         stored = _number(block[148:156])
-        # the sum counts its own field as blanks; old programs summed signed bytes
-        total = sum(block[:148]) + sum(block[156:]) + 256
-        signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-        if stored not in {total, signed}:
+        rest = block[:148] + block[156:]
+        total = sum(rest) + 256  # the field itself counts as blanks; old programs summed signed bytes
+        if stored != total and stored != total - 256 * sum(byte > 127 for byte in rest):
             if offset == 0 and (tool := _COMPRESSED.get(block[:2])):
                 self.fail(0, "is compressed, so no sample can be found by its offset", f"{tool} it first")
             self.fail(offset, "there is no tar header", "it is damaged, or no tar file: get it again")

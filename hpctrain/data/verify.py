@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from hpctrain.data import index, packed
+from hpctrain.data import packed
 from hpctrain.data.progress import Progress
 from hpctrain.data.samples import rows
 from hpctrain.errors import DataError, HpctrainError, UsageError
@@ -54,11 +54,10 @@ def verify(directory: Path, workers: int | None = None) -> list[str]:
         pool.shutdown(cancel_futures=True)
     for name, split in contents.splits.items():
         listed = {shard.name for shard in split.shards}
-        pattern = f"{name}-*.tar"
         problems += [
-            f"{directory / other}: {packed.NAME} does not name it, but training would read it"
-            for other in index.shard_names(directory, pattern)
-            if other not in listed
+            f"{other}: {packed.NAME} does not name it, but training would read it"
+            for other in sorted(directory.glob(f"{name}-*.tar"))
+            if other.name not in listed
         ]
         counted = tuple(counts[name][label] for label in range(len(contents.names)))
         if not problems and counted != split.per_class:
