@@ -4,21 +4,22 @@ Only headers, sizes, and what is in a cache are read, so this takes a few file-s
 left to `hpctrain.data.count`.
 """
 
-import hashlib
 import math
 import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hpctrain.config.datasets import Data, FolderArgs, ShardsArgs
 from hpctrain.config.schema import arguments
-from hpctrain.data import index, listing
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
+
+if TYPE_CHECKING:
+    from hpctrain.data import index, listing
 
 MNIST = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -98,22 +99,26 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
     if data.dataset == "digits":
         return Found(DIGITS_TRAIN, DIGITS_TEST)
     if data.dataset == "folder":
+        from hpctrain.data import listing
+
         return folder_found(data, listing.known)
     if data.dataset == "shards":
+        from hpctrain.data import index
+
         return shards_found(data, index.known)
     directory = _mnist_directory(data, env)
     counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
     return Found(counts["train"], counts["test"], directory)
 
 
-def folder_found(data: Data, summary: Callable[[Path], listing.Summary | None]) -> Found:
+def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]") -> Found:
     """Count the files of `dataset: folder` by a function that lists a directory, or returns None if that takes long."""
     args: FolderArgs = arguments(FolderArgs, data.args)
     directory = _given(data)
     return _counted(directory, [None if name is None else summary(directory / name) for name in _both(args)], args)
 
 
-def shards_found(data: Data, header: Callable[[Path, str], index.Header | None]) -> Found:
+def shards_found(data: Data, header: "Callable[[Path, str], index.Header | None]") -> Found:
     """Count the samples of `dataset: shards` by a function that knows shards of a pattern, or returns None."""
     args: ShardsArgs = arguments(ShardsArgs, data.args)
     directory = _given(data)
@@ -125,7 +130,7 @@ def _both(args: FolderArgs | ShardsArgs) -> tuple[str, str | None]:
 
 
 def _counted(
-    directory: Path, parts: Sequence[listing.Summary | index.Header | None], args: FolderArgs | ShardsArgs
+    directory: Path, parts: "Sequence[listing.Summary | index.Header | None]", args: FolderArgs | ShardsArgs
 ) -> Found:
     train, test = parts
     if train is None or (test is None and args.test is not None):
@@ -136,6 +141,8 @@ def _counted(
 
 def combined(*digests: str | None) -> str:
     """Return one digest for those of the training and the test set."""
+    import hashlib
+
     return hashlib.sha256("\n".join(digest or "" for digest in digests).encode()).hexdigest()
 
 

@@ -72,14 +72,12 @@ def read(directory: Path) -> Contents | None:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            text = file.read(size) if size <= _MOST_BYTES else b""
+            text = file.read(min(size, _MOST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        if not text:
-            raise ValueError(f"it has {size} bytes")
         if msgspec.json.decode(text, type=_Any).format != FORMAT:
             return None
         return msgspec.json.decode(text, type=Contents)

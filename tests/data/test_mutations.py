@@ -1,4 +1,4 @@
-"""Damaged and hostile files of all kinds that shards and folders consist of: our errors or the right samples, no more."""
+"""Damaged files of all kinds that shards and folders consist of: our errors or the right samples, and no more."""
 
 import io
 import os
