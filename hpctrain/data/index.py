@@ -20,7 +20,6 @@ import msgspec
 from hpctrain.data import cache
 from hpctrain.data.samples import Rows, rows
 from hpctrain.errors import UsageError
-from hpctrain.processes import tie_to_parent
 
 _FORMAT = 1
 _MOST_HEADER = 2**26
@@ -214,16 +213,8 @@ def _read_all(paths: list[Path]) -> Iterator[Rows]:
     if processes < 2 or sum(path.stat().st_size for path in paths) < _WORTH_BYTES:
         yield from map(rows, paths)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from hpctrain.data.pool import pool
 
     # spawned: a rank has threads, which do not survive a fork
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_tie)
-    try:
-        yield from pool.map(rows, paths)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _tie() -> None:
-    tie_to_parent()()
+    with pool(processes, "spawn") as workers:
+        yield from workers.map(rows, paths)

@@ -9,13 +9,12 @@ Killed at any moment and called again, it goes on with the shards that are missi
 
 import functools
 import math
-import multiprocessing
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,12 +24,12 @@ import numpy.typing as npt
 
 from hpctrain.data import cache, index, packed, unpacked
 from hpctrain.data.order import order
+from hpctrain.data.pool import pool
 from hpctrain.data.progress import Progress
 from hpctrain.data.recode import recode
 from hpctrain.data.tar import BLOCK
 from hpctrain.data.write_shard import Record, finished, write_shard
 from hpctrain.errors import DataError, HpctrainError, UsageError
-from hpctrain.processes import tie_to_parent
 
 _EPOCH = -2  # whose order no epoch and no split has
 _PROBED = 64  # pictures that tell how large resized ones become
@@ -72,6 +71,8 @@ def pack(asked: Asked) -> packed.Contents:
         DataError: a sample cannot be read, and `on_error` is stop.
     """
     source, out = Path(asked.src).absolute(), Path(asked.out).absolute()
+    if out.is_relative_to(source):
+        raise UsageError(f"{out} lies in {source}, and would be taken for a part of it", "give an OUT beside SRC")
     splits = unpacked.open_splits(source, Progress("listing", "classes"))
     settings = packed.Settings(splits.digest, asked.shard_mb, asked.resize, asked.quality, asked.seed, asked.on_error)
     if (done := _already(out, settings)) is not None:
@@ -185,28 +186,22 @@ def _write_all(
     if records:
         print(f"hpctrain: going on: {len(records)} of {len(jobs)} shards are there", file=sys.stderr, flush=True)
     _sources.update(sources)
-    pool = ProcessPoolExecutor(
-        min(workers or len(os.sched_getaffinity(0)), len(missing)) or 1,
-        multiprocessing.get_context("fork"),
-        initializer=_tie,
-    )
+    if not missing:
+        return records
     try:
-        waiting: dict[Future[Record], Job] = {pool.submit(_write, job, scratch, settings): job for job in missing}
-        while waiting:
+        with pool(min(workers or len(os.sched_getaffinity(0)), len(missing)), "fork") as processes:
+            waiting: dict[Future[Record], Job] = {
+                processes.submit(_write, job, scratch, settings): job for job in missing
+            }
+            while waiting:
+                progress(len(records), len(jobs))
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED, timeout=1)
+                for future in done:
+                    records[waiting.pop(future)] = future.result()
             progress(len(records), len(jobs))
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED, timeout=1)
-            for future in done:
-                records[waiting.pop(future)] = future.result()
-        progress(len(records), len(jobs))
     except OSError as error:
         raise UsageError(f"{scratch.parent}: {error.strerror}", "make room, and call it again: it goes on") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
     return records
-
-
-def _tie() -> None:
-    tie_to_parent()()
 
 
 def _split(classes: int, records: list[Record]) -> packed.Split:

@@ -1,20 +1,18 @@
 """`hpctrain pack --verify OUT`: hold the shards against index.json; a process of its own, as it may take hours."""
 
 import hashlib
-import multiprocessing
 import os
 import sys
 from array import array
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from hpctrain.data import packed
+from hpctrain.data.pool import pool
 from hpctrain.data.progress import Progress
 from hpctrain.data.samples import rows
 from hpctrain.errors import DataError, HpctrainError, UsageError
-from hpctrain.processes import tie_to_parent
 
 _CHUNK = 2**22
 
@@ -40,18 +38,13 @@ def verify(directory: Path, workers: int | None = None) -> list[str]:
     problems = []
     shards = [(name, shard) for name, split in contents.splits.items() for shard in split.shards]
     counts: dict[str, Counter[int]] = {name: Counter() for name in contents.splits}
-    pool = ProcessPoolExecutor(
-        workers or len(os.sched_getaffinity(0)), multiprocessing.get_context("fork"), initializer=_tie
-    )
-    try:
+    with pool(workers or len(os.sched_getaffinity(0)), "fork") as processes:
         progress = Progress("verifying", "shards")
-        checked = pool.map(_check, [directory / shard.name for _, shard in shards], [shard for _, shard in shards])
+        checked = processes.map(_check, [directory / shard.name for _, shard in shards], [shard for _, shard in shards])
         for number, (found, (name, _)) in enumerate(zip(checked, shards, strict=True)):
             problems += [found.problem] * bool(found.problem)
             counts[name].update(found.per_class)
             progress(number + 1, len(shards))
-    finally:
-        pool.shutdown(cancel_futures=True)
     for name, split in contents.splits.items():
         listed = {shard.name for shard in split.shards}
         problems += [
@@ -63,10 +56,6 @@ def verify(directory: Path, workers: int | None = None) -> list[str]:
         if not problems and counted != split.per_class:
             problems.append(f"{directory / packed.NAME}: {name} holds other numbers of samples in the classes")
     return problems
-
-
-def _tie() -> None:
-    tie_to_parent()()
 
 
 def _check(path: Path, expected: packed.Shard) -> Checked:
