@@ -49,6 +49,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     validation: int = 0
     test: int | None = None
     path: str | None = None
+    digest: str | None = None
+    """Of what was counted; ranks that find something else do not train."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     launcher: Launcher
     precision: str
     data_path: str | None = None
+    data_digest: str | None = None
     train_samples: int | None = None
     validation_samples: int = 0
     test_samples: int | None = None
@@ -227,6 +230,7 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
     base = msgspec.structs.replace(
         base,
         data_path=samples.path,
+        data_digest=samples.digest,
         train_samples=samples.train,
         validation_samples=samples.validation,
         test_samples=samples.test,

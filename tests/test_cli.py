@@ -18,6 +18,7 @@ doctor --json
 eject CONFIG [key=value]...
 list --json
 logs RUN --attempt --follow --rank
+pack [SRC] [OUT] --on-error --quality --resize --seed --shard-mb --verify --workers
 run CONFIG [key=value]... --debug --ranks
 sandbox down
 sandbox node VERB NAME

@@ -1,20 +1,25 @@
 """Find a dataset and count its samples before the job is queued; no torch, no numpy.
 
-Only the headers and the sizes of the files are read, so this takes a few file-system calls.
+Only headers, sizes, and what is in a cache are read, so this takes a few file-system calls. What would take longer is
+left to `hpctrain.data.count`.
 """
 
 import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.datasets import Data
+from hpctrain.config.datasets import Data, FolderArgs, ShardsArgs
+from hpctrain.config.schema import arguments
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
+
+if TYPE_CHECKING:
+    from hpctrain.data import index, listing
 
 MNIST = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -37,11 +42,13 @@ _MAGIC = bytes([0, 0, 0x08])  # two zero bytes and the code of uint8; the number
 class Found(NamedTuple):
     """A dataset as its files have it."""
 
-    train: int
-    """Samples of the training set, of which some may be set apart."""
+    train: int | None
+    """Samples of the training set, of which some may be set apart; None: unknown until counted."""
     test: int | None
     """Samples of its own test set; None: it has none."""
     path: Path | None = None
+    digest: str | None = None
+    """Of what was counted, where the ranks shall find the same."""
 
 
 def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
@@ -50,7 +57,18 @@ def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
     Raises:
         UsageError: a file is missing, truncated, or not what its name says; or `data.samples` asks for too many.
     """
-    found = _find(data, env)
+    return samples_of(data, _find(data, env))
+
+
+def samples_of(data: Data, found: Found) -> Samples:
+    """Say which of the samples that were found are for what.
+
+    Raises:
+        UsageError: none are left for a purpose, or `data.samples` asks for too many.
+    """
+    path = None if found.path is None else str(found.path)
+    if found.train is None:
+        return Samples(path=path)
     split = sizes(found.train, data.split)
     if data.samples is not None and data.samples > split.train:
         raise UsageError(
@@ -69,7 +87,8 @@ def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
         train=data.samples or split.train,
         validation=split.validation,
         test=test,
-        path=None if found.path is None else str(found.path),
+        path=path,
+        digest=found.digest,
     )
 
 
@@ -79,9 +98,58 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
         return Found(train, max(train // 5, 1))
     if data.dataset == "digits":
         return Found(DIGITS_TRAIN, DIGITS_TEST)
+    if data.dataset == "folder":
+        from hpctrain.data import listing
+
+        return folder_found(data, listing.known)
+    if data.dataset == "shards":
+        from hpctrain.data import index
+
+        return shards_found(data, index.known)
     directory = _mnist_directory(data, env)
     counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
     return Found(counts["train"], counts["test"], directory)
+
+
+def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]") -> Found:
+    """Count the files of `dataset: folder` by a function that lists a directory, or returns None if that takes long."""
+    args: FolderArgs = arguments(FolderArgs, data.args)
+    directory = _given(data)
+    return _counted(directory, [None if name is None else summary(directory / name) for name in _both(args)], args)
+
+
+def shards_found(data: Data, header: "Callable[[Path, str], index.Header | None]") -> Found:
+    """Count the samples of `dataset: shards` by a function that knows shards of a pattern, or returns None."""
+    args: ShardsArgs = arguments(ShardsArgs, data.args)
+    directory = _given(data)
+    return _counted(directory, [None if name is None else header(directory, name) for name in _both(args)], args)
+
+
+def _both(args: FolderArgs | ShardsArgs) -> tuple[str, str | None]:
+    return args.train, args.test
+
+
+def _counted(
+    directory: Path, parts: "Sequence[listing.Summary | index.Header | None]", args: FolderArgs | ShardsArgs
+) -> Found:
+    train, test = parts
+    if train is None or (test is None and args.test is not None):
+        return Found(None, None, directory)
+    digest = combined(train.digest, None if test is None else test.digest)
+    return Found(train.count, None if test is None else test.count, directory, digest)
+
+
+def combined(*digests: str | None) -> str:
+    """Return one digest for those of the training and the test set."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(digest or "" for digest in digests).encode()).hexdigest()
+
+
+def _given(data: Data) -> Path:
+    if data.path is None:
+        raise UsageError(f"data.path: where the files of {data.dataset} lie is not said", "give it: data.path=DIR")
+    return _absolute(data.path)
 
 
 def _absolute(path: str) -> Path:

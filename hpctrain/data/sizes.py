@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from hpctrain.config.datasets import Split
 
+LARGEST = 2**28
+"""Bytes of one encoded sample: what claims to be larger is not read, so that no file can fill the memory."""
+
 
 class Sizes(NamedTuple):
     """How many samples a set has for each purpose."""

@@ -130,6 +130,7 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
         validation=frozen.validation_samples,
         test=frozen.test_samples,
         path=frozen.data_path,
+        digest=frozen.data_digest,
     )
     again = planning.make(loaded, layout, samples)
     differing = [
