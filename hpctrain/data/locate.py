@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from hpctrain.config.datasets import Data
+from hpctrain.config.datasets import CifarArgs, Data, TableArgs
+from hpctrain.config.schema import arguments
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
@@ -79,9 +80,26 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
         return Found(train, max(train // 5, 1))
     if data.dataset == "digits":
         return Found(DIGITS_TRAIN, DIGITS_TEST)
-    directory = _mnist_directory(data, env)
-    counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
-    return Found(counts["train"], counts["test"], directory)
+    if data.dataset == "table":
+        from hpctrain.data import columns  # only a table pays for it
+
+        path = _absolute(data.path or "")
+        return Found(columns.count(path, arguments(TableArgs, data.args)), None, path)
+    directory = _directory(data, env)
+    if data.dataset in {"cifar10", "cifar100"}:
+        from hpctrain.data import cifar_files  # only CIFAR pays for it
+
+        args: CifarArgs = arguments(CifarArgs, data.args)
+        counts = cifar_files.count(directory, data.dataset, args.only)
+        return Found(counts["train"], counts["test"], directory)
+    shapes = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
+    if shapes["train"][1:] != shapes["test"][1:]:
+        pixels = [" x ".join(map(str, shape[1:])) for shape in shapes.values()]
+        raise UsageError(
+            f"{directory}: the training images have {pixels[0]} pixels, the test images {pixels[1]}",
+            "they do not belong together: download both again",
+        )
+    return Found(shapes["train"][0], shapes["test"][0], directory)
 
 
 def _absolute(path: str) -> Path:
@@ -101,7 +119,7 @@ def idx_file(directory: Path, stem: str) -> Path:
             return directory / name
     raise UsageError(
         f"{directory}: no {names[0]}, and no {', '.join(names[1:])}",
-        f"put MNIST's four IDX files there (from {_MNIST_SOURCE}), or give their directory: data.path=DIR",
+        f"put the four IDX files there (MNIST's are at {_MNIST_SOURCE}), or give their directory: data.path=DIR",
     )
 
 
@@ -126,7 +144,7 @@ def header_length(dimensions: int) -> int:
     return 4 + 4 * dimensions
 
 
-def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
+def _directory(data: Data, env: Mapping[str, str]) -> Path:
     if data.path is not None:
         directory = _absolute(data.path)
     elif env.get("HPCTRAIN_DATA"):
@@ -138,12 +156,15 @@ def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
         )
     if not directory.is_dir():
         origin = "data.path" if data.path is not None else "HPCTRAIN_DATA/mnist"
-        raise UsageError(f"{origin}: {directory} is no directory", "give the directory of the IDX files: data.path=DIR")
+        files = "IDX" if data.dataset in {"mnist", "idx"} else ".bin"
+        raise UsageError(
+            f"{origin}: {directory} is no directory", f"give the directory of the {files} files: data.path=DIR"
+        )
     return directory
 
 
-def _paired(directory: Path, images: str, labels: str) -> int:
-    """Count the images of a split and check that it has as many labels."""
+def _paired(directory: Path, images: str, labels: str) -> tuple[int, ...]:
+    """Return the shape of the images of a split, and check that it has as many labels."""
     image_file, label_file = idx_file(directory, images), idx_file(directory, labels)
     image_shape, label_shape = _shape(image_file, 3), _shape(label_file, 1)
     if image_shape[0] != label_shape[0]:
@@ -153,7 +174,7 @@ def _paired(directory: Path, images: str, labels: str) -> int:
         )
     if image_shape[0] == 0:
         raise UsageError(f"{image_file} holds no images", "download it again")
-    return image_shape[0]
+    return image_shape
 
 
 def _shape(path: Path, dimensions: int) -> tuple[int, ...]:

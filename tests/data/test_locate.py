@@ -96,7 +96,7 @@ def test_a_missing_file_is_named_with_its_spellings(mnist):
     assert said(mnist) == (
         "DIR: no t10k-labels-idx1-ubyte, and no t10k-labels-idx1-ubyte.gz, t10k-labels.idx1-ubyte, "
         "t10k-labels.idx1-ubyte.gz\n"
-        "  put MNIST's four IDX files there (from https://ossci-datasets.s3.amazonaws.com/mnist/), or give their "
+        "  put the four IDX files there (MNIST's are at https://ossci-datasets.s3.amazonaws.com/mnist/), or give their "
         "directory: data.path=DIR"
     )
 
