@@ -6,7 +6,7 @@ from hpctrain.config.datasets import DATASET_ARGS, CifarArgs, Data, FolderArgs, 
 from hpctrain.config.schema import CnnArgs, Model, arguments
 
 _FILES = {
-    "idx": "the directory of its four IDX files, named as those of MNIST",
+    "idx": "the directory of its IDX files, named as those of MNIST",
     "cifar10": "the directory of its .bin files",
     "cifar100": "the directory of its .bin files",
     "folder": "the directory of the pictures",

@@ -55,9 +55,9 @@ class _Lines:
         self._number += 1
         self.row_bytes += len(line)
         if self.row_bytes > _LONGEST:
-            raise self._wrong(f"a row is longer than {_LONGEST} bytes", "is this a CSV file? See data.path")
+            raise self._wrong(f"a row is longer than {_LONGEST} bytes", "is this a CSV file in UTF-8? See data.path")
         if b"\0" in line:
-            raise self._wrong("holds a NUL byte", "is this a CSV file? See data.path")
+            raise self._wrong("holds a NUL byte", "is this a CSV file in UTF-8? See data.path")
         try:
             return line.decode("utf-8-sig" if self._number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -86,7 +86,7 @@ def count(path: Path, delimiter: str) -> int:
                 found += len(lines) - lines.count(b"") - lines.count(b"\r")
                 if len(rest) > _LONGEST:
                     raise UsageError(
-                        f"{path}: a row is longer than {_LONGEST} bytes", "is this a CSV file? See data.path"
+                        f"{path}: a row is longer than {_LONGEST} bytes", "is this a CSV file in UTF-8? See data.path"
                     )
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", _READABLE) from None

@@ -103,7 +103,8 @@ def _fit(file: Path, held: Columns, inputs: Floats, train: Ids, word_columns: in
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = known.mean(axis=0), known.std(axis=0)
     # The deviation of equal numbers may be a rounding error instead of 0, and dividing by it would make noise an input.
-    std[(known == known[:1]).all(axis=0) | (std == 0)] = 1.0
+    constant = (known == known[:1]).all(axis=0)
+    mean[constant], std[constant | (std == 0)] = known[0, constant], 1.0
     for place in np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))[:1]:
         raise DataError(
             f"{file}: column {held.roles.names[held.roles.numbers[place]]!r} holds numbers too large for a mean",

@@ -144,7 +144,7 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             "3:15: model.name: expected one of mlp, cnn, or the user's own as package.module:function, got 'pkg.né:f'",
         ),
         ("mlp", "mlp, args: {hiden: 3}", "3:27: model.args.hiden: unknown argument of mlp; did you mean hidden?"),
-        ("mlp", "mlp, args: {depth: 3}", "3:27: model.args.depth: unknown argument of mlp; allowed: hidden, activation"),
+        ("mlp", "cnn, args: {depth: 3}", "3:27: model.args.depth: unknown argument of cnn; allowed: channels, hidden"),
         (
             "name: mlp",
             "args: {hidden: 3}, name: mlp",
