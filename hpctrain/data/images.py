@@ -121,7 +121,7 @@ def _pair(directory: Path, image_name: str, label_name: str, *, most: int) -> tu
         images, labels = (idx.read(idx_file(directory, name)) for name in (image_name, label_name))
     except UsageError as error:  # it was there when the job was submitted
         raise DataError(error.message, error.hint) from None
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise DataError(f"{directory}: {image_name} {images.shape} and {label_name} {labels.shape} do not match")
     if labels.size and int(labels.max()) > most:
         raise DataError(f"{directory}: {label_name} holds the label {labels.max()}; MNIST has 0 to {most}")

@@ -172,7 +172,7 @@ def _paired(directory: Path, images: str, labels: str) -> tuple[int, ...]:
             f"{image_file} holds {image_shape[0]} images, {label_file} holds {label_shape[0]} labels",
             "download both again: they do not belong together",
         )
-    if image_shape[0] == 0:
+    if 0 in image_shape:
         raise UsageError(f"{image_file} holds no images", "download it again")
     return image_shape
 

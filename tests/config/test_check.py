@@ -48,7 +48,7 @@ TABLE = "{dataset: table, path: t.csv, split: {test: 0.1}, args: {target: y}}"
     [
         (
             "{dataset: idx}",
-            "2:1: data.path: missing; give the directory of its four IDX files, named as those of MNIST",
+            "2:1: data.path: missing; give the directory of its IDX files, named as those of MNIST",
         ),
         ("{dataset: cifar10}", "2:1: data.path: missing; give the directory of its .bin files"),
         ("{dataset: cifar100}", "2:1: data.path: missing; give the directory of its .bin files"),
