@@ -85,7 +85,7 @@ def test_config_keys():
     assert sorted(keys_of(Config)) == sorted(KEYS.split())
     assert sorted(keys_of(Container)) == ["image", "mounts", "runtime"]
     assert [sorted(keys_of(kind)) for kind in (MlpArgs, CnnArgs, SyntheticArgs)] == [
-        ["hidden"],
+        ["activation", "hidden"],
         ["channels", "hidden"],
         ["classes", "shape"],
     ]

@@ -30,6 +30,8 @@ class MlpArgs(Struct, frozen=True, kw_only=True):
 
     hidden: tuple[Positive, ...] = (128,)
     """Widths of the hidden layers."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """What follows each hidden layer."""
 
 
 class CnnArgs(Struct, frozen=True, kw_only=True):
@@ -107,7 +109,8 @@ class Train(Struct, frozen=True, kw_only=True):
     steps: Positive | None = None
     """Optimizer steps."""
     eval_every: Duration = Duration(1, "epochs")
-    """Length between two evaluations on the test set; the end is always evaluated."""
+    """Length between two evaluations on the validation set, or on the test set where there is none; the end is always
+    evaluated, on both."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):

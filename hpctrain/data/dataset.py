@@ -50,3 +50,5 @@ class Dataset(NamedTuple):
     """Number of classes, or 1 for a number."""
     task: Literal["classes", "number"] = "classes"
     """What is predicted."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the data; rank 0 prints it."""

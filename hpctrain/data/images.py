@@ -1,18 +1,19 @@
-"""Image datasets that fit into memory: MNIST and its family, the digits that come along, and synthetic images."""
+"""Image datasets that fit into memory: MNIST and its family, CIFAR, the digits that come along, and synthetic ones."""
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hpctrain.config import schema
-from hpctrain.data import idx, split
+from hpctrain.config.datasets import CifarArgs
+from hpctrain.data import cifar, idx, split
+from hpctrain.data.cifar_files import LAYOUTS
 from hpctrain.data.dataset import Dataset
 from hpctrain.data.locate import DIGITS, DIGITS_TRAIN, MNIST, idx_file
 from hpctrain.data.memory import Augment, InMemory
+from hpctrain.data.raw import Bytes, Raw
 from hpctrain.errors import DataError, UsageError
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -20,21 +21,6 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 _SYNTHETIC_BYTES = 64 * 2**20
 """Synthetic images beyond this many bytes repeat, so that a benchmark may have any number of samples."""
-
-Bytes = npt.NDArray[np.uint8]
-
-
-class Raw(NamedTuple):
-    """Images as files have them."""
-
-    train: tuple[Bytes, Bytes]
-    """uint8 `(N, C, H, W)` and labels `(N,)`."""
-    test: tuple[Bytes, Bytes]
-    classes: int
-    white: int = 255
-    """The largest pixel value."""
-    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and deviation of each channel, where everyone uses the same; else those of the training samples."""
 
 
 def load(
@@ -102,8 +88,13 @@ def _read(data: schema.Data, path: str | None) -> Raw:
         train, test = (images[:DIGITS_TRAIN], labels[:DIGITS_TRAIN]), (images[DIGITS_TRAIN:], labels[DIGITS_TRAIN:])
         return Raw(train, test, 10, white=16)
     directory = Path(path or "")
+    if data.dataset in LAYOUTS:
+        args: CifarArgs = schema.arguments(CifarArgs, data.args)
+        return cifar.read(directory, data.dataset, args.only)
     mnist = data.dataset == "mnist"
     train, test = (_pair(directory, *MNIST[name], most=9 if mnist else 255) for name in ("train", "test"))
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(f"{directory}: training images are {train[0].shape[1:]}, test images {test[0].shape[1:]}")
     classes = 10 if mnist else int(max(train[1].max(), test[1].max())) + 1
     return Raw(train, test, classes, moments=((MNIST_MEAN,), (MNIST_STD,)) if mnist else None)
 
@@ -130,7 +121,7 @@ def _pair(directory: Path, image_name: str, label_name: str, *, most: int) -> tu
         images, labels = (idx.read(idx_file(directory, name)) for name in (image_name, label_name))
     except UsageError as error:  # it was there when the job was submitted
         raise DataError(error.message, error.hint) from None
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise DataError(f"{directory}: {image_name} {images.shape} and {label_name} {labels.shape} do not match")
     if labels.size and int(labels.max()) > most:
         raise DataError(f"{directory}: {label_name} holds the label {labels.max()}; MNIST has 0 to {most}")

@@ -3,7 +3,7 @@
 import torch
 
 from hpctrain.config.datasets import Data
-from hpctrain.data import images
+from hpctrain.data import images, table
 from hpctrain.data.dataset import Dataset
 from hpctrain.plan import Plan
 
@@ -20,6 +20,7 @@ def load(data: Data, plan: Plan, *, device: torch.device, dtype: torch.dtype) ->
     Raises:
         DataError: it cannot be read, or is not the planned one.
     """
-    return images.load(
+    reader = table.load if data.dataset == "table" else images.load
+    return reader(
         data, path=plan.data_path, train_samples=plan.train_samples or 0, seed=plan.seed, device=device, dtype=dtype
     )

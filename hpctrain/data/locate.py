@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.datasets import Data, FolderArgs, ShardsArgs
+from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, ShardsArgs, TableArgs
 from hpctrain.config.schema import arguments
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
@@ -106,9 +106,30 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
         from hpctrain.data import index
 
         return shards_found(data, index.known)
-    directory = _mnist_directory(data, env)
-    counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
-    return Found(counts["train"], counts["test"], directory)
+    if data.dataset == "table":
+        from hpctrain.data import columns  # only a table pays for it
+
+        path = _absolute(data.path or "")
+        return Found(columns.count(path, arguments(TableArgs, data.args)), None, path)
+    return _whole_files(data, _directory(data, env))
+
+
+def _whole_files(data: Data, directory: Path) -> Found:
+    """Count CIFAR by the sizes of its files, and IDX files by their headers."""
+    if data.dataset in {"cifar10", "cifar100"}:
+        from hpctrain.data import cifar_files  # only CIFAR pays for it
+
+        args: CifarArgs = arguments(CifarArgs, data.args)
+        counts = cifar_files.count(directory, data.dataset, args.only)
+        return Found(counts["train"], counts["test"], directory)
+    shapes = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
+    if shapes["train"][1:] != shapes["test"][1:]:
+        pixels = [" x ".join(map(str, shape[1:])) for shape in shapes.values()]
+        raise UsageError(
+            f"{directory}: the training images have {pixels[0]} pixels, the test images {pixels[1]}",
+            "they do not belong together: download both again",
+        )
+    return Found(shapes["train"][0], shapes["test"][0], directory)
 
 
 def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]") -> Found:
@@ -169,7 +190,7 @@ def idx_file(directory: Path, stem: str) -> Path:
             return directory / name
     raise UsageError(
         f"{directory}: no {names[0]}, and no {', '.join(names[1:])}",
-        f"put MNIST's four IDX files there (from {_MNIST_SOURCE}), or give their directory: data.path=DIR",
+        f"put the four IDX files there (MNIST's are at {_MNIST_SOURCE}), or give their directory: data.path=DIR",
     )
 
 
@@ -194,7 +215,7 @@ def header_length(dimensions: int) -> int:
     return 4 + 4 * dimensions
 
 
-def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
+def _directory(data: Data, env: Mapping[str, str]) -> Path:
     if data.path is not None:
         directory = _absolute(data.path)
     elif env.get("HPCTRAIN_DATA"):
@@ -206,12 +227,15 @@ def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
         )
     if not directory.is_dir():
         origin = "data.path" if data.path is not None else "HPCTRAIN_DATA/mnist"
-        raise UsageError(f"{origin}: {directory} is no directory", "give the directory of the IDX files: data.path=DIR")
+        files = "IDX" if data.dataset in {"mnist", "idx"} else ".bin"
+        raise UsageError(
+            f"{origin}: {directory} is no directory", f"give the directory of the {files} files: data.path=DIR"
+        )
     return directory
 
 
-def _paired(directory: Path, images: str, labels: str) -> int:
-    """Count the images of a split and check that it has as many labels."""
+def _paired(directory: Path, images: str, labels: str) -> tuple[int, ...]:
+    """Return the shape of the images of a split, and check that it has as many labels."""
     image_file, label_file = idx_file(directory, images), idx_file(directory, labels)
     image_shape, label_shape = _shape(image_file, 3), _shape(label_file, 1)
     if image_shape[0] != label_shape[0]:
@@ -219,9 +243,9 @@ def _paired(directory: Path, images: str, labels: str) -> int:
             f"{image_file} holds {image_shape[0]} images, {label_file} holds {label_shape[0]} labels",
             "download both again: they do not belong together",
         )
-    if image_shape[0] == 0:
+    if 0 in image_shape:
         raise UsageError(f"{image_file} holds no images", "download it again")
-    return image_shape[0]
+    return image_shape
 
 
 def _shape(path: Path, dimensions: int) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ def build(model: schema.Model, *, shape: Shape, classes: int, seed: int) -> nn.M
 
     Args:
         model: the config's section; a user's function is called with `args` alone.
-        shape: channels, height and width of an image.
-        classes: number of classes.
+        shape: channels, height and width of an image; or the number of inputs.
+        classes: number of classes, or 1 for a number.
         seed: of the weights.
 
     Raises:

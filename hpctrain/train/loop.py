@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 import msgspec
 import torch
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
@@ -33,6 +32,7 @@ from hpctrain.train import outcome, prepare
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
+from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
 from hpctrain.train.state import share_buffers
 from hpctrain.train.stop import Cause, Stop
@@ -78,6 +78,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
     data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
+    objective = OBJECTIVES[data.task]
     config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
     checkpoints = Checkpoints(run, attempt, plan, keep=config.checkpoint.keep, config_sha256=config_sha256)
     found = prepare.resume(checkpoints, comm, model, wrapped)
@@ -101,24 +102,30 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         run.metrics(attempt) if comm.rank == 0 else None,
         steps_per_epoch=numbers.steps_per_epoch,
         total_steps=total,
+        score_name=objective.score_name,
     )
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
     draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
     shares: deque[Share] = deque()  # of steps whose batches are being made
     coming = data.train.stream(_wanted(batches, start, total, comm, shares))
-    meter, timer = Meter(), Timer()
+    meter, timer = Meter(objective.score), Timer()
     cause: Cause | None = None
     result: Result | None = None
     done, seen, reported, lr = start, 0, 0, rate(max(start - 1, 0))
 
-    def evaluate_now() -> Result:
+    def evaluate_now() -> Result | None:
+        """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
         timer.pause()
         share_buffers(model, comm)
-        tested = evaluate(model, data.test, comm=comm, precision=precision)
-        report.write("test", step=done, samples=tested.samples, correct=tested.correct, loss=tested.loss, lr=lr,
-                     seconds=tested.seconds)  # fmt: skip
+        latest = None
+        for split, part in (("validation", data.validation), ("test", data.test)):
+            if part is None or (part is data.test and data.validation is not None and done < total):
+                continue
+            latest = evaluate(model, part, objective, comm=comm, precision=precision)
+            report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
+                         seconds=latest.seconds)  # fmt: skip
         timer.go_on()
-        return tested
+        return latest if data.validation is None or done == total else None
 
     def save(*, evaluated: bool) -> None:
         timer.pause()
@@ -136,20 +143,20 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             group["lr"] = lr
         for number in range(numbers.accumulate):
             last = number == numbers.accumulate - 1
-            images, labels = next(coming)
+            inputs, targets = next(coming)
             share = shares[0]
             if draws:
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
             with precision.arithmetic():
-                logits = wrapped.forward(images, last=last)
-            logits = logits.to(precision.dtype)
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
+                outputs = wrapped.forward(inputs, last=last)
+            outputs = outputs.to(precision.dtype)
+            loss = objective.loss(outputs, targets)
             if share.stand_in[
                 number
             ]:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
-                meter.add(logits, labels, loss)
+                meter.add(outputs, targets, loss)
             wrapped.backward(loss / share.samples, last=last)
         wrapped.apply()
         shares.popleft()
@@ -163,10 +170,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if done >= stop.next_step and done < total:
             cause = stop.agree(done, comm)
         if cause is not None or is_due(done, numbers.log_every_steps, total):
-            loss_sum, right = comm.sum(meter.totals()).tolist()
+            loss_sum, score = comm.sum(meter.totals()).tolist()
             _check_loss(loss_sum, done, lr)
             count = seen - reported
-            report.write("train", step=done, samples=count, correct=right, loss=loss_sum / count, lr=lr,
+            report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
                          seconds=timer.lap())  # fmt: skip
             meter.reset()
             reported = seen
@@ -182,6 +189,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if cause is None and result is None:  # the attempt before saved the last step, and no more
         result = evaluate_now()
     training_s = timer.seconds()
+    score = None if result is None else result.score / result.samples
     ended = Outcome(
         verdict="completed" if cause is None else "stopped",
         cause=cause,
@@ -189,7 +197,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         step=done,
         total_steps=total,
         epoch=done / numbers.steps_per_epoch,
-        accuracy=None if result is None else result.accuracy,
+        accuracy=score if objective.score_name == "accuracy" else None,
+        error=score if objective.score_name == "error" else None,
         loss=None if result is None else result.loss,
         samples_per_s=seen / training_s if seen else None,
         time_s=time.perf_counter() - began,

@@ -150,7 +150,7 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             ),
         ),
         ("mlp", "mlp, args: {hiden: 3}", "3:27: model.args.hiden: unknown argument of mlp; did you mean hidden?"),
-        ("mlp", "mlp, args: {depth: 3}", "3:27: model.args.depth: unknown argument of mlp; allowed: hidden"),
+        ("mlp", "cnn, args: {depth: 3}", "3:27: model.args.depth: unknown argument of cnn; allowed: channels, hidden"),
         (
             "name: mlp",
             "args: {hidden: 3}, name: mlp",

@@ -101,12 +101,17 @@ def arguments(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     )
 
 
+def with_arguments(data: schema.Data) -> st.SearchStrategy[schema.Data]:
+    kind = schema.DATASET_ARGS.get(data.dataset)
+    return st.just(data) if kind is None else arguments(kind).map(lambda args: msgspec.structs.replace(data, args=args))
+
+
 TRAINING = st.fixed_dictionaries({
     "model": st.sampled_from(sorted(schema.MODEL_ARGS)).flatmap(
         lambda name: st.builds(schema.Model, name=st.just(name), args=arguments(schema.MODEL_ARGS[name]))
     )
     | st.builds(schema.Model, name=st.just("pkg.net:build"), args=st.dictionaries(TEXTS, FREE, max_size=3)),
-    "data": structs(schema.Data),
+    "data": structs(schema.Data).flatmap(with_arguments),
     "batch": st.builds(schema.Batch, per_rank=st.integers(1, 10**6), tail=st.sampled_from(["keep", "drop"])),
     "optim": structs(schema.Optim),
     "train": st.builds(schema.Train, epochs=st.integers(1, 10**6), eval_every=values(take_apart(Duration))),

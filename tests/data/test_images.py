@@ -1,11 +1,14 @@
 import gzip
 import os
 import struct
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpctrain.config import schema
+from hpctrain.config.datasets import Split
 from hpctrain.data import idx
 from hpctrain.errors import DataError
 
@@ -127,3 +130,73 @@ def test_a_truncated_gz_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(DataError, match="cannot be read: Compressed file ended"):
         idx.read(path)
+
+
+def test_a_large_file_is_mapped_and_never_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "_MAPPED", 0)
+    path = _file(tmp_path / "x", (2, 3), bytes(range(6)))
+    array = idx.read(path)
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert array.base is not None
+    assert str(path) in Path("/proc/self/maps").read_text()
+    array[1, 1] = 9
+    assert path.read_bytes()[-6:] == bytes(range(6))
+
+
+def test_a_gz_that_holds_more_than_its_header_says_is_not_unpacked(tmp_path):
+    """60 MB of zeros in 60 kB, and a header that admits six of them."""
+    path = _file(tmp_path / "x.gz", (2, 3), bytes(60_000_000), compressed=True)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"= 6 bytes, but more follow"):
+        idx.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_header_that_the_file_cannot_fill_takes_no_memory(tmp_path, suffix):
+    path = _file(tmp_path / f"x{suffix}", (2**32 - 1, 2**32 - 1, 2**10), bytes(10), compressed=bool(suffix))
+    with pytest.raises(DataError, match=r"no file of \d+ bytes can hold that many" if suffix else "but 10 follow"):
+        idx.read(path)
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """Files named as MNIST's, of 26 letters from 1 on."""
+    random = np.random.default_rng(0)
+    for name, count in (("train", 60), ("t10k", 30)):
+        _file(tmp_path / f"{name}-images-idx3-ubyte", (count, 5, 7), random.bytes(count * 35))
+        labels = bytes(1 + label % 26 for label in range(count))
+        _file(tmp_path / f"{name}-labels-idx1-ubyte.gz", (count,), labels, compressed=True)
+    return tmp_path
+
+
+def test_other_datasets_of_the_family_have_their_own_classes_and_moments(letters):
+    data = load(schema.Data(dataset="idx"), path=str(letters), train_samples=60, dtype=torch.float64)
+    assert (data.shape, data.outputs, data.train.count, data.test.count) == ((1, 5, 7), 27, 60, 30)
+    images, labels = gather(data, torch.arange(60))
+    assert abs(images.mean().item()) < 1e-13
+    assert abs(images.std(correction=0).item() - 1) < 1e-13
+    assert labels[:27].tolist() == [*range(1, 27), 1]
+
+
+def test_training_and_test_images_must_have_the_same_size(letters):
+    _file(letters / "t10k-images-idx3-ubyte", (30, 7, 5), bytes(30 * 35))
+    with pytest.raises(DataError, match=r"training images are \(1, 5, 7\), test images \(1, 7, 5\)"):
+        load(schema.Data(dataset="idx"), path=str(letters), train_samples=60)
+
+
+def test_a_split_takes_from_the_training_images_and_fits_to_what_is_left(letters):
+    from hpctrain.data.split import choose
+
+    apart = Split(test=0.2, validation=0.1)
+    data = load(
+        schema.Data(dataset="idx", split=apart), path=str(letters), train_samples=42, dtype=torch.float64, seed=5
+    )
+    assert (data.train.count, data.validation.count, data.test.count) == (42, 6, 12)
+    whole = idx.read(letters / "train-images-idx3-ubyte")
+    for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        ids = choose(60, apart, 5)[name].ids(np.arange(part.count))
+        assert (part.inputs[:, 0].numpy() == whole[ids]).all()
+    images, _ = gather(data, torch.arange(42))
+    assert abs(images.mean().item()) < 1e-13

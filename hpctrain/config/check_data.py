@@ -1,0 +1,89 @@
+"""Rules between the fields of the section `data`, and what a model makes of a dataset."""
+
+from collections.abc import Iterator
+
+from hpctrain.config.datasets import DATASET_ARGS, CifarArgs, Data, FolderArgs, ShardsArgs, SyntheticArgs, TableArgs
+from hpctrain.config.schema import CnnArgs, Model, arguments
+
+_FILES = {
+    "idx": "the directory of its IDX files, named as those of MNIST",
+    "cifar10": "the directory of its .bin files",
+    "cifar100": "the directory of its .bin files",
+    "folder": "the directory of the pictures",
+    "shards": "the directory of the shards",
+    "table": "the CSV file",
+}
+"""Datasets that need `path`, and what it names."""
+
+_IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
+
+Found = Iterator[tuple[str, str]]
+
+
+def check(data: Data, model: Model | None) -> Found:
+    """Yield the dotted key to blame, and a message."""
+    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    yield from _path(data)
+    yield from _split(data, args)
+    if isinstance(args, TableArgs):
+        from hpctrain.config import columns  # only a table pays for it
+
+        for key, problem in columns.problems(args, args.columns):
+            yield f"data.args.{key}", problem
+    if isinstance(args, CifarArgs):
+        yield from _only(args)
+    if model is not None and model.name == "cnn":
+        yield from _pooling(data, args, model)
+
+
+def _path(data: Data) -> Found:
+    if data.path is not None and data.dataset in {"digits", "synthetic"}:
+        yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
+    if data.path is None and data.dataset in _FILES:
+        yield "data.path", f"missing; give {_FILES[data.dataset]}"
+
+
+def _split(data: Data, args: object) -> Found:
+    """What is set apart: once, of what there is, and for datasets that have no test set of their own."""
+    split = data.split
+    if split.fold is not None:
+        part, parts = map(int, split.fold.split("/"))
+        if parts < 2 or part > parts:
+            yield "data.split.fold", f"there is no fold {part} of {parts}; give k/K, K of at least 2 and k from 1 to K"
+        if split.validation:
+            yield "data.split.validation", "a fold is what is for validation; give one of fold and validation"
+    if split.test + split.validation >= 1:
+        yield "data.split.validation", "with split.test nothing is left for training; set fewer apart"
+    if data.dataset == "synthetic" and (split.test or split.validation or split.fold):
+        yield "data.split", "synthetic images are random, there is nothing to set apart; remove it"
+    if not split.test and data.dataset == "table":
+        yield "data.split.test", "missing; a table has no test set of its own, so set some apart, such as 0.1"
+    if not split.test and isinstance(args, FolderArgs | ShardsArgs) and args.test is None:
+        yield "data.split.test", "missing; with args.test: null set some apart, such as 0.1"
+
+
+def _only(args: CifarArgs) -> Found:
+    if len(args.only) == 1:
+        yield "data.args.only", "one class leaves nothing to tell apart; name two or more"
+    for name in sorted({name for name in args.only if args.only.count(name) > 1}):
+        yield "data.args.only", f"{name!r} is named twice"
+
+
+def _pooling(data: Data, args: object, model: Model) -> Found:
+    if data.dataset == "table":
+        yield "model.name", "cnn needs images, and a table has none; use mlp"
+        return
+    if isinstance(args, SyntheticArgs):
+        side = min(args.shape[1:])
+    elif isinstance(args, FolderArgs | ShardsArgs):
+        side = args.size
+    elif data.dataset in _IMAGE_SIZES:
+        side = _IMAGE_SIZES[data.dataset]
+    else:
+        return  # the ranks see it
+    blocks, most = len(arguments(CnnArgs, model.args).channels), side.bit_length() - 1
+    if blocks > most:
+        yield (
+            "model.args.channels",
+            f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
+        )
