@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config.schema import CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
+from hpctrain.config.datasets import Augment, PictureArgs, Split, TableArgs
+from hpctrain.config.schema import DATASET_ARGS, CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
 from hpctrain.config.texts import seconds
 
 NEEDED = {
@@ -14,7 +15,7 @@ NEEDED = {
 }
 """The sections that hpctrain's own training needs, and what to write."""
 
-_IMAGE_SIZES = {"mnist": 28, "digits": 8}
+_IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
 
 Found = Iterator[tuple[str, str]]
 
@@ -73,22 +74,76 @@ def _data(config: Config) -> Found:
         return
     if data.path is not None and data.dataset in {"digits", "synthetic"}:
         yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
+    yield from _order(data)
+    yield from _augment(data)
     if model is not None and model.name == "cnn":
         yield from _pooling(data, model)
 
 
 def _pooling(data: Data, model: Model) -> Found:
     blocks = len(arguments(CnnArgs, model.args).channels)
-    if data.dataset == "synthetic":
-        side = min(arguments(SyntheticArgs, data.args).shape[1:])
-    else:
-        side = _IMAGE_SIZES.get(data.dataset, 1)
+    side = _side(data)
+    if side is None:
+        return
     most = side.bit_length() - 1
     if blocks > most:
         yield (
             "model.args.channels",
             f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
         )
+
+
+def _order(data: Data) -> Found:
+    if data.shuffle == "blocks" and data.split != Split():
+        yield "data.shuffle", "a split leaves no neighbours together; use shuffle: full, or remove split"
+
+
+def _augment(data: Data) -> Found:
+    augment = data.augment
+    pictures = data.dataset in {"folder", "shards"}
+    for key in ("scale", "ratio"):
+        low, high = getattr(augment, key)
+        if low > high:
+            yield f"data.augment.{key}", f"runs from {low:g} down to {high:g}; give the smaller number first"
+    if data.dataset == "table":
+        yield from _augment_table(data)
+        return
+    if augment.crop == "resized" and not pictures:
+        yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
+    yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, _side(data)))
+
+
+def _augment_table(data: Data) -> Found:
+    """Numbers in columns are no images; classes may be mixed and smoothed, numbers not."""
+    default, classes = Augment(), arguments(TableArgs, data.args).task == "classification"
+    for key in Augment.__struct_fields__:
+        if getattr(data.augment, key) == getattr(default, key):
+            continue
+        if key not in {"mixup", "label_smoothing"}:
+            yield f"data.augment.{key}", "is for images, not for a table; remove it"
+        elif not classes:
+            yield f"data.augment.{key}", "is for classes, not for a regression; remove it, or use task: classification"
+
+
+def too_large(augment: Augment, side: int | None) -> Found:
+    """Say which options do not fit images whose shorter side has so many pixels; None: not known yet."""
+    if side is None:
+        return
+    if augment.crop == "padded" and augment.padding >= side:
+        yield "padding", f"{augment.padding} pixels can move all {side} out of sight; give at most {side - 1}"
+    if augment.cutout >= side:
+        yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
+
+
+def _side(data: Data) -> int | None:
+    """Return the shorter side of the images that the model gets, where the config tells."""
+    if data.dataset == "synthetic":
+        synthetic: SyntheticArgs = arguments(SyntheticArgs, data.args)
+        return min(synthetic.shape[1:])
+    if data.dataset in {"folder", "shards"}:
+        pictures: PictureArgs = arguments(DATASET_ARGS[data.dataset], data.args)
+        return pictures.size
+    return _IMAGE_SIZES.get(data.dataset)
 
 
 def _slurm(config: Config) -> Found:

@@ -28,7 +28,7 @@ class Meter:
         self._correct = 0
 
     def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Take a pass: logits `(B, K)`, labels int64 `(B,)` and the loss summed over the samples."""
+        """Take a pass: logits `(B, K)`, labels as `correct` takes them and the loss summed over the samples."""
         self._held.append((logits.detach(), labels, loss_sum.detach()))
         self._values += logits.numel()
         if len(self._held) == _HELD_PASSES or self._values > _HELD_VALUES:
@@ -53,7 +53,9 @@ class Meter:
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`."""
+    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`, or likeliest class `(B, K)`."""
+    if labels.ndim == 2:
+        labels = labels.argmax(1)
     return int((logits.argmax(1) == labels).sum().item())
 
 
