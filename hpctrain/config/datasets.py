@@ -92,7 +92,7 @@ class Split(Struct, frozen=True, kw_only=True):
 
 
 class Augment(Struct, frozen=True, kw_only=True):
-    """How training samples are varied, by draws for (seed, epoch, sample), or (seed, step, micro-batch) where they mix."""
+    """How training samples are varied, by draws for (seed, epoch, sample), or (seed, step, micro-batch) to mix them."""
 
     crop: Literal["auto", "none", "resized", "padded"] = "auto"
     """resized: random area and shape, scaled to the size (Szegedy et al. 2015); padded: the image moves inside of a

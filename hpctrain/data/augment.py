@@ -150,8 +150,9 @@ def jitter(images: Tensor, factors: Tensor, white: int) -> Tensor:
 
 def grey(values: Tensor) -> Tensor:
     """Return the luma of whole pixel values, float32 `(B, 3, H, W)`, rounded: `(B, 1, H, W)`."""
-    red, green, blue = values.split(1, 1)
-    return (red * _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE).add_(2**15).mul_(2**-16).floor_()
+    red, green, blue = values.unbind(1)
+    luma = (red * _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)
+    return luma.add_(2**15).mul_(2**-16).floor_()[:, None]
 
 
 def cut_out(inputs: Tensor, centres: Tensor, side: int) -> Tensor:
