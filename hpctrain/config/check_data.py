@@ -2,7 +2,18 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config.datasets import DATASET_ARGS, CifarArgs, Data, FolderArgs, ShardsArgs, SyntheticArgs, TableArgs
+from hpctrain.config.datasets import (
+    DATASET_ARGS,
+    Augment,
+    CifarArgs,
+    Data,
+    FolderArgs,
+    PictureArgs,
+    ShardsArgs,
+    Split,
+    SyntheticArgs,
+    TableArgs,
+)
 from hpctrain.config.schema import CnnArgs, Model, arguments
 
 _FILES = {
@@ -25,6 +36,8 @@ def check(data: Data, model: Model | None) -> Found:
     args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
     yield from _path(data)
     yield from _split(data, args)
+    yield from _order(data)
+    yield from _augment(data, args)
     if isinstance(args, TableArgs):
         from hpctrain.config import columns  # only a table pays for it
 
@@ -69,21 +82,64 @@ def _only(args: CifarArgs) -> Found:
         yield "data.args.only", f"{name!r} is named twice"
 
 
+def _order(data: Data) -> Found:
+    if data.shuffle == "blocks" and data.split != Split():
+        yield "data.shuffle", "a split leaves no neighbours together; use shuffle: full, or remove split"
+
+
+def _augment(data: Data, args: object) -> Found:
+    augment = data.augment
+    for key in ("scale", "ratio"):
+        low, high = getattr(augment, key)
+        if low > high:
+            yield f"data.augment.{key}", f"runs from {low:g} down to {high:g}; give the smaller number first"
+    if isinstance(args, TableArgs):
+        yield from _augment_table(data, args)
+        return
+    if augment.crop == "resized" and not isinstance(args, PictureArgs):
+        yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
+    yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, _side(data, args)))
+
+
+def _augment_table(data: Data, args: TableArgs) -> Found:
+    """Numbers in columns are no images; classes may be mixed and smoothed, numbers not."""
+    default, classes = Augment(), args.task == "classification"
+    for key in Augment.__struct_fields__:
+        if getattr(data.augment, key) == getattr(default, key):
+            continue
+        if key not in {"mixup", "label_smoothing"}:
+            yield f"data.augment.{key}", "is for images, not for a table; remove it"
+        elif not classes:
+            yield f"data.augment.{key}", "is for classes, not for a regression; remove it, or use task: classification"
+
+
+def too_large(augment: Augment, side: int | None) -> Found:
+    """Say which options do not fit images whose shorter side has so many pixels; None: not known yet."""
+    if side is None:
+        return
+    if augment.crop == "padded" and augment.padding >= side:
+        yield "padding", f"{augment.padding} pixels can move all {side} out of sight; give at most {side - 1}"
+    if augment.cutout >= side:
+        yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
+
+
 def _pooling(data: Data, args: object, model: Model) -> Found:
     if data.dataset == "table":
         yield "model.name", "cnn needs images, and a table has none; use mlp"
         return
-    if isinstance(args, SyntheticArgs):
-        side = min(args.shape[1:])
-    elif isinstance(args, FolderArgs | ShardsArgs):
-        side = args.size
-    elif data.dataset in _IMAGE_SIZES:
-        side = _IMAGE_SIZES[data.dataset]
-    else:
-        return  # the ranks see it
+    side = _side(data, args)
+    if side is None:  # the ranks see it
+        return
     blocks, most = len(arguments(CnnArgs, model.args).channels), side.bit_length() - 1
     if blocks > most:
         yield (
             "model.args.channels",
             f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
         )
+
+
+def _side(data: Data, args: object) -> int | None:
+    """Return the shorter side of the images that the model gets, where the config tells."""
+    if isinstance(args, SyntheticArgs):
+        return min(args.shape[1:])
+    return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)

@@ -92,7 +92,7 @@ class Split(Struct, frozen=True, kw_only=True):
 
 
 class Augment(Struct, frozen=True, kw_only=True):
-    """How training samples are varied; each draw depends on the seed, the epoch and the sample alone."""
+    """How training samples are varied, by draws for (seed, epoch, sample), or (seed, step, micro-batch) to mix them."""
 
     crop: Literal["auto", "none", "resized", "padded"] = "auto"
     """resized: random area and shape, scaled to the size (Szegedy et al. 2015); padded: the image moves inside of a
@@ -104,11 +104,12 @@ class Augment(Struct, frozen=True, kw_only=True):
     padding: Positive = 4
     """Pixels of the margin for `crop: padded`."""
     flip: bool = False
-    """Mirror every second image."""
+    """Mirror left and right, every second image on average."""
     jitter: NonNegative = 0.0
-    """Change brightness, contrast and saturation by a factor between 1 - jitter (at least 0) and 1 + jitter."""
+    """Change brightness, contrast and saturation (of three channels), in this order, each by a factor between
+    1 - jitter (at least 0) and 1 + jitter."""
     cutout: Annotated[int, Meta(ge=0)] = 0
-    """Side of a square that is blanked (DeVries & Taylor 2017); 0: none."""
+    """Side of a square that is set to the mean (DeVries & Taylor 2017); 0: none."""
     mixup: NonNegative = 0.0
     """Alpha of mixup (Zhang et al. 2018); 0: none."""
     cutmix: NonNegative = 0.0
@@ -135,7 +136,7 @@ class Data(Struct, frozen=True, kw_only=True):
     split: Split = Split()
     shuffle: Literal["full", "blocks"] = "full"
     """Order of the training samples: full: any may follow any; blocks: runs of `block` neighbours in random order,
-    shuffled among some runs, for disks and network file systems that read neighbours faster."""
+    shuffled among 16 to 32 runs, for disks and network file systems that read neighbours faster."""
     block: Annotated[int, Meta(ge=2)] = 256
     """Samples of a run with `shuffle: blocks`."""
     workers: Workers = "auto"

@@ -8,7 +8,7 @@ import torch
 
 from hpctrain.config import schema
 from hpctrain.config.datasets import CifarArgs
-from hpctrain.data import cifar, idx, split
+from hpctrain.data import augment, cifar, idx, split
 from hpctrain.data.cifar_files import LAYOUTS
 from hpctrain.data.dataset import Dataset
 from hpctrain.data.locate import DIGITS, DIGITS_TRAIN, MNIST, idx_file
@@ -31,7 +31,6 @@ def load(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    augment: Augment | None = None,
 ) -> Dataset:
     """Read a dataset into memory.
 
@@ -42,13 +41,13 @@ def load(
         seed: of the split, and of synthetic images.
         device: where the images lie and batches are made.
         dtype: of the batches.
-        augment: varies the training samples.
 
     Raises:
-        DataError: a file is missing or damaged, or images and labels do not belong together.
+        DataError: a file is missing or damaged, images and labels do not belong together, or the images are too small
+            for how they are to be varied.
     """
     if data.dataset == "synthetic":
-        return _synthetic(data, train_samples, seed, device, dtype, augment)
+        return _synthetic(data, train_samples, seed, device, dtype)
     raw = _read(data, path)
     chosen = split.choose(len(raw.train[1]), data.split, seed)
     if train_samples > chosen["train"].count:
@@ -65,6 +64,8 @@ def load(
 
     train = take("train", train_samples)
     mean, std = raw.moments or moments(train[0], raw.white)
+    shape = tuple(train[0].shape[1:])
+    varying = augment.build(data.augment, seed=seed, shape=shape, classes=raw.classes, white=raw.white)
 
     def part(found: tuple[Bytes, Bytes], varied: Augment | None = None) -> InMemory:
         images, labels = torch.from_numpy(found[0]).to(device), torch.from_numpy(found[1]).to(device, torch.int64)
@@ -73,10 +74,10 @@ def load(
         )
 
     return Dataset(
-        part(train, augment),
+        part(train, varying),
         part(take("test", chosen["test"].count) if data.split.test else raw.test),
         part(take("validation", chosen["validation"].count)) if chosen["validation"].count else None,
-        tuple(train[0].shape[1:]),
+        shape,
         raw.classes,
     )
 
@@ -134,7 +135,6 @@ def _synthetic(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    augment: Augment | None,
 ) -> Dataset:
     """Make random images and labels, the same on every rank."""
     args: schema.SyntheticArgs = schema.arguments(schema.DATASET_ARGS[data.dataset], data.args)
@@ -149,4 +149,5 @@ def _synthetic(
         return InMemory(images, labels, count=count, mean=half, std=half, white=255, dtype=dtype, augment=varied)
 
     test = part(1, max(train_samples // 5, 1))
-    return Dataset(part(0, train_samples, augment), test, None, args.shape, args.classes)
+    varying = augment.build(data.augment, seed=seed, shape=args.shape, classes=args.classes)
+    return Dataset(part(0, train_samples, varying), test, None, args.shape, args.classes)

@@ -13,10 +13,10 @@ import torch
 
 from hpctrain.config import schema
 from hpctrain.config.datasets import TableArgs
-from hpctrain.data import columns, split
+from hpctrain.data import augment, columns, split
 from hpctrain.data.columns import Columns
 from hpctrain.data.dataset import Dataset
-from hpctrain.data.memory import InMemory
+from hpctrain.data.memory import Augment, InMemory
 from hpctrain.errors import DataError, UsageError
 
 Ids = npt.NDArray[np.int64]
@@ -68,12 +68,12 @@ def load(
     targets, outputs = (numbers[:, -1] + args.offset, 1) if regression else _classes(file, args, held)
     fitted = _fit(file, held, inputs, ids["train"], len(held.words) - (not regression))
 
-    def part(name: str) -> InMemory:
+    def part(name: str, varied: Augment | None = None) -> InMemory:
         made = torch.from_numpy(_make(file, held, inputs, ids[name], fitted)).to(device, dtype)
-        kind = dtype if regression else torch.int64
-        return InMemory(made, torch.from_numpy(targets[ids[name]]).to(device, kind), count=len(made), dtype=dtype)
+        answers = torch.from_numpy(targets[ids[name]]).to(device, dtype if regression else torch.int64)
+        return InMemory(made, answers, count=len(made), dtype=dtype, augment=varied)
 
-    train = part("train")
+    train = part("train", None if regression else augment.build(data.augment, seed=seed, shape=(), classes=outputs))
     return Dataset(
         train,
         part("test"),

@@ -96,6 +96,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         rank=comm.rank,
         ranks=comm.size,
         seed=plan.seed,
+        block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
     )
     rate = _rate(config, numbers)
     report = Report(

@@ -209,6 +209,51 @@ def test_pooling_must_leave_a_pixel(load, problems, good, dataset, most):
     assert f"give at most {most} for this dataset" in problems(text.replace("BLOCKS", ", ".join(["8"] * (most + 1))))[0]
 
 
+IMAGES = "is for images, not for a table; remove it"
+CLASSES = "is for classes, not for a regression; remove it, or use task: classification"
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ("mnist, augment: {crop: padded, padding: 28}",
+     "data.augment.padding: 28 pixels can move all 28 out of sight; give at most 27"),
+    ("cifar10, path: /c, augment: {cutout: 32}",
+     "data.augment.cutout: a square of 32 blanks all 32 pixels; give at most 31"),
+    ("synthetic, args: {shape: [3, 9, 6]}, augment: {cutout: 6}",
+     "data.augment.cutout: a square of 6 blanks all 6 pixels; give at most 5"),
+    ("folder, path: /p, args: {size: 64}, augment: {cutout: 64}",
+     "data.augment.cutout: a square of 64 blanks all 64 pixels; give at most 63"),
+    ("digits, augment: {crop: resized}",
+     "data.augment.crop: resized is for encoded pictures, not for digits; use padded or none"),
+    ("folder, path: /p, augment: {scale: [1, 0.5]}",
+     "data.augment.scale: runs from 1 down to 0.5; give the smaller number first"),
+    ("folder, path: /p, augment: {ratio: [2, 1.5]}",
+     "data.augment.ratio: runs from 2 down to 1.5; give the smaller number first"),
+    ("table, path: /t, args: {target: y}, augment: {flip: true}", f"data.augment.flip: {IMAGES}"),
+    ("table, path: /t, args: {target: y, task: classification}, augment: {cutmix: 1}",
+     f"data.augment.cutmix: {IMAGES}"),
+    ("table, path: /t, args: {target: y}, augment: {mixup: 0.2}", f"data.augment.mixup: {CLASSES}"),
+    ("table, path: /t, args: {target: y}, augment: {label_smoothing: 0.1}",
+     f"data.augment.label_smoothing: {CLASSES}"),
+    ("mnist, shuffle: blocks, split: {validation: 0.1}",
+     "data.shuffle: a split leaves no neighbours together; use shuffle: full, or remove split"),
+])  # fmt: skip
+def test_a_rule_of_augmentation_and_order(problems, good, data, message):
+    [found] = problems(good.replace("mnist", data))
+    where, _, said = found.partition(" ")
+    assert (where.startswith("run.yaml:2:"), said) == (True, message)
+
+
+@pytest.mark.parametrize("data", [
+    "mnist, augment: {crop: padded, padding: 27, flip: true, jitter: 0.4, cutout: 27, mixup: 1, cutmix: 1}",
+    "idx, path: /i, augment: {cutout: 100}",  # the ranks will know how large the images are
+    "folder, path: /p, augment: {crop: resized, cutout: 223}",
+    "table, path: /t, args: {target: y, task: classification}, augment: {mixup: 0.2, label_smoothing: 0.1}",
+    "mnist, shuffle: blocks, block: 64, samples: 100",
+])  # fmt: skip
+def test_what_augmentation_and_order_allow(load, good, data):
+    assert load(good.replace("mnist", data))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

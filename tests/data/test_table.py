@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hpctrain.config import schema
-from hpctrain.config.datasets import Split, TableArgs
+from hpctrain.config.datasets import Augment, Split, TableArgs
 from hpctrain.data import columns, split
 from hpctrain.errors import DataError
 
@@ -24,14 +24,16 @@ def table(tmp_path):
     return path, x, y, word, target
 
 
-def load(path, *, train_samples=None, dtype=torch.float64, seed=3, validation=0.1, **args):
+def load(path, *, train_samples=None, dtype=torch.float64, seed=3, validation=0.1, augment=None, **args):
     from hpctrain.data import table
 
     args = {"target": "target", "categories": ("word",)} | args
     apart = Split(test=0.2, validation=validation)
     held = columns.read(path, TableArgs(**args))
     chosen = split.choose(len(held.lines), apart, seed)
-    data = schema.Data(dataset="table", path=str(path), split=apart, args=args)
+    data = schema.Data(
+        dataset="table", path=str(path), split=apart, augment=augment or schema.Data(dataset="mnist").augment, args=args
+    )
     count = chosen["train"].count if train_samples is None else train_samples
     made = table.load(data, path=str(path), train_samples=count, seed=seed, device=torch.device("cpu"), dtype=dtype)
     return made, {name: part.ids(np.arange(part.count)) for name, part in chosen.items()}
@@ -113,6 +115,12 @@ def test_classes_are_numbered_in_their_order(table, words, order):
     assert (data.task, data.outputs, labels.dtype) == ("classes", 3, torch.int64)
     assert [order.split()[label] for label in labels] == [words.split()[word[row]] for row in ids["train"]]
     assert data.shape == (7,)
+
+
+def test_classes_are_smoothed_in_training_alone(table):
+    data, _ = load(table[0], target="word", categories=(), task="classification", augment=Augment(label_smoothing=0.3))
+    assert gather(data.train)[1].sort(dim=1).values[0].tolist() == pytest.approx([0.1, 0.1, 0.8])
+    assert gather(data.test)[1].dtype == torch.int64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
