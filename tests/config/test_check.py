@@ -228,11 +228,11 @@ CLASSES = "is for classes, not for a regression; remove it, or use task: classif
      "data.augment.scale: runs from 1 down to 0.5; give the smaller number first"),
     ("folder, path: /p, augment: {ratio: [2, 1.5]}",
      "data.augment.ratio: runs from 2 down to 1.5; give the smaller number first"),
-    ("table, path: /t, args: {target: y}, augment: {flip: true}", f"data.augment.flip: {IMAGES}"),
-    ("table, path: /t, args: {target: y, task: classification}, augment: {cutmix: 1}",
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {flip: true}", f"data.augment.flip: {IMAGES}"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y, task: classification}, augment: {cutmix: 1}",
      f"data.augment.cutmix: {IMAGES}"),
-    ("table, path: /t, args: {target: y}, augment: {mixup: 0.2}", f"data.augment.mixup: {CLASSES}"),
-    ("table, path: /t, args: {target: y}, augment: {label_smoothing: 0.1}",
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {mixup: 0.2}", f"data.augment.mixup: {CLASSES}"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {label_smoothing: 0.1}",
      f"data.augment.label_smoothing: {CLASSES}"),
     ("mnist, shuffle: blocks, split: {validation: 0.1}",
      "data.shuffle: a split leaves no neighbours together; use shuffle: full, or remove split"),
@@ -247,7 +247,7 @@ def test_a_rule_of_augmentation_and_order(problems, good, data, message):
     "mnist, augment: {crop: padded, padding: 27, flip: true, jitter: 0.4, cutout: 27, mixup: 1, cutmix: 1}",
     "idx, path: /i, augment: {cutout: 100}",  # the ranks will know how large the images are
     "folder, path: /p, augment: {crop: resized, cutout: 223}",
-    "table, path: /t, args: {target: y, task: classification}, augment: {mixup: 0.2, label_smoothing: 0.1}",
+    "table, path: /t, split: {test: 0.1}, args: {target: y, task: classification}, augment: {mixup: 0.2}",
     "mnist, shuffle: blocks, block: 64, samples: 100",
 ])  # fmt: skip
 def test_what_augmentation_and_order_allow(load, good, data):

@@ -9,6 +9,7 @@ from hpctrain.errors import DataError
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 SIZE, WORDS = 200, "abc"
+PLAIN = Augment()
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def table(tmp_path):
     return path, x, y, word, target
 
 
-def load(path, *, train_samples=None, dtype=torch.float64, seed=3, validation=0.1, augment=None, **args):
+def load(path, *, train_samples=None, dtype=torch.float64, seed=3, validation=0.1, augment=PLAIN, **args):
     from hpctrain.data import table
 
     args = {"target": "target", "categories": ("word",)} | args
