@@ -146,7 +146,7 @@ class _ByPillow:
         self._where = where
         try:
             self._image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        except Image.DecompressionBombError as error:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(where, str(error)) from None
         except UnidentifiedImageError:
             start = content[:8].hex(" ") or "nothing"

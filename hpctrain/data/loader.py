@@ -67,7 +67,8 @@ class Loader:
             DataError: a sample cannot be read, or too many cannot.
         """
         pinned = self._device.type == "cuda" and not self._shared
-        buffers = [Buffer(self._kind, pinned=pinned, shared=self._shared) for _ in range(BUFFERS)]
+        ahead = 1 if self._workers == "0" else BUFFERS
+        buffers = [Buffer(self._kind, pinned=pinned, shared=self._shared) for _ in range(ahead)]
         pace = Pace(workers.cpus()) if self._workers == "auto" else None
         crew = Crew(lambda: self._make(buffers), int(self._workers) if pace is None else pace.workers)
         try:

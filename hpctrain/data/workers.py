@@ -111,6 +111,7 @@ def start(work: Callable[[], None]) -> threading.Thread:
     ready = threading.Event()
 
     def run() -> None:
+        torch.get_num_threads()  # takes the default now, which else it would do at the first operation
         torch.set_num_threads(1)  # of this thread, and the default of those to come, which is undone below
         ready.set()
         work()
