@@ -1,4 +1,5 @@
 import io
+import itertools
 import os
 import tarfile
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_training_validation_and_test_pictures_are_each_picture_once():
     parts = [data.train, data.validation, data.test]
     assert [part.count for part in parts] == [35, 5, 10]
     found = [seen(part, list(range(part.count)))[0] for part in parts]
-    assert sorted(sum(found, [])) == list(range(50))
+    assert sorted(itertools.chain(*found)) == list(range(50))
     assert found[0] != sorted(found[0])
 
 
@@ -163,7 +164,7 @@ def digest(data, ids, epoch=0):
 def test_a_picture_is_varied_alike_whatever_batch_it_is_in_and_whoever_reads_it(photographs):
     ids = [[5, 250, 17, 399], [3, 3, 80]]
     first = torch.cat(digest(opened(photographs, photographs), ids, epoch=2))
-    alone = [[one] for one in sum(ids, [])]
+    alone = [[one] for one in itertools.chain(*ids)]
     for workers in ("0", "3"):
         assert torch.equal(torch.cat(digest(opened(photographs, photographs, workers=workers), alone, epoch=2)), first)
     assert torch.equal(first[4], first[5])

@@ -162,8 +162,8 @@ def test_classes_are_named_as_torchvision_does():
 @pytest.mark.parametrize(("name", "error", "message"), [
     ("missing", UsageError, "data.dataset: 'missing' does not exist in "),
     ("raises", JobError, "data.dataset: owndata:raises(split='train') raised KeyError: 'no such file'\n"),
-    ("nothing", JobError, "data.dataset: owndata:nothing(split='train') returned an empty owndata.Set, not a map-style"),
-    ("stream", JobError, "data.dataset: owndata:stream(split='train') returned a builtins.list_iterator, not a map-st"),
+    ("nothing", JobError, "data.dataset: owndata:nothing(split='train') returned an empty owndata.Set, not a map-st"),
+    ("stream", JobError, "data.dataset: owndata:stream(split='train') returned a builtins.list_iterator, not a map"),
     ("unnamed", JobError, "data.dataset: owndata:unnamed does not say how many classes there are"),
     ("whole", DataError, "data.dataset: sample 0 of owndata:whole(split='train') has an input of torch.int64"),
 ])  # fmt: skip
@@ -176,8 +176,8 @@ def test_what_is_no_dataset_is_refused_at_once(name, error, message):
 
 @pytest.mark.parametrize("loader", ["threads", "processes"])
 @pytest.mark.parametrize(("name", "message"), [
-    ("ragged", "data.dataset: sample 7 of owndata:ragged(split='train') has an input of shape (3,) and torch.float32; "
-               "the first one has (2,) and torch.float32\n  let all have the same"),
+    ("ragged", ("data.dataset: sample 7 of owndata:ragged(split='train') has an input of shape (3,) and "
+               "torch.float32; the first one has (2,) and torch.float32\n  let all have the same")),
     ("labels", "data.dataset: sample 2 of owndata:labels(split='train') has the class 2; there are 2, from 0"),
     ("broken", "data.dataset: sample 7 of owndata:broken(split='train') raised ZeroDivisionError: "),
 ])  # fmt: skip
