@@ -17,7 +17,6 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from hpctrain.data import crop
 from hpctrain.data.crop import Box
@@ -26,6 +25,7 @@ from hpctrain.errors import DataError
 MOST_PIXELS = 178_956_970
 """Larger pictures are refused; the limit at which Pillow takes a picture for a decompression bomb."""
 
+_interpolate = torch.ops.aten._upsample_bilinear2d_aa.out  # noqa: SLF001 - see `_scale`
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHRINKS = (8, 4, 2)  # libjpeg-turbo has vector code for these scales alone; others cost more than they save
 
@@ -73,8 +73,7 @@ def random_resized(
     """
     picture = read(content, where)
     box = crop.random_resized(picture.height, picture.width, draws, scale=scale, ratio=ratio)
-    size = row.shape[1]
-    row.copy_(_scaled(picture, box, channels, (size, size)))
+    _scale(picture, box, channels, row)
 
 
 def central(content: bytes, row: Tensor, *, channels: Channels, resize: int, where: str) -> None:
@@ -85,23 +84,26 @@ def central(content: bytes, row: Tensor, *, channels: Channels, resize: int, whe
     """
     picture = read(content, where)
     whole = crop.bounded(picture.height, picture.width)
-    scaled = _scaled(picture, whole, channels, crop.resized(whole.height, whole.width, resize))
-    box = crop.centre(scaled.shape[1], scaled.shape[2], row.shape[1])
+    height, width = crop.resized(whole.height, whole.width, resize)
+    scaled = torch.empty(height, width, row.shape[0], dtype=torch.uint8).permute(2, 0, 1)
+    _scale(picture, whole, channels, scaled)
+    box = crop.centre(height, width, row.shape[1])
     row.copy_(scaled[:, box.top : box.top + box.height, box.left : box.left + box.width])
 
 
-def _scaled(picture: Picture, box: Box, channels: Channels, size: tuple[int, int]) -> Tensor:
-    """Return a part of a picture, scaled to height and width `size`: uint8 `(C, H, W)` that lies channels last."""
-    shrink = next((by for by in _SHRINKS if box.height >= by * size[0] and box.width >= by * size[1]), 1)
-    pixels = torch.from_numpy(picture.pixels(channels, shrink=shrink))
+def _scale(picture: Picture, box: Box, channels: Channels, row: Tensor) -> None:
+    """Scale a part of a picture to the height and width of `(C, H, W)`, which lies channels last."""
+    _, height, width = row.shape
+    shrink = next((by for by in _SHRINKS if box.height >= by * height and box.width >= by * width), 1)
+    pixels = picture.pixels(channels, shrink=shrink)
     if pixels.shape[0] != picture.height:  # it was decoded to fewer pixels: the box, in those
         down, right = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
         top, left = round(box.top * down), round(box.left * right)
         box = Box(top, left, max(round(box.height * down), 1), max(round(box.width * right), 1))
-    part = pixels[None, box.top : box.top + box.height, box.left : box.left + box.width].permute(0, 3, 1, 2)
-    # Laid out like this the interpolation works on bytes with vectors, and gives the same layout.
-    part = part.contiguous(memory_format=torch.channels_last)
-    return interpolate(part, size, mode="bilinear", antialias=True)[0]
+    part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+    # `interpolate(..., mode="bilinear", antialias=True)` by its inner name, under which it takes `out`. Of what lies
+    # channels last it works on bytes, with vectors.
+    _interpolate(torch.from_numpy(part)[None].permute(0, 3, 1, 2), [height, width], False, None, None, out=row[None])
 
 
 def read(content: bytes, where: str) -> Picture:

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch import Tensor
 
 from hpctrain.config import schema
 from hpctrain.config.datasets import Data, PictureArgs
@@ -133,6 +134,7 @@ class Rows:
             if self._random
             else [[]] * len(places)
         )
+        labels = task.labels.numpy()  # of which single elements are set faster
         skipped: list[Skipped] = []
         for place, number in enumerate(numbers.tolist()):
             if task.stopping.is_set():
@@ -141,7 +143,7 @@ class Rows:
 
             def read(sample: int, *, row: int = row, number: int = number, place: int = place) -> None:
                 index = places[place] if sample == number else int(self._chosen.ids([sample])[0])
-                self._read(task, row, index, drawn[place])
+                labels[row] = self._read(task.inputs[row], index, drawn[place])
 
             skipped += read_or_next(number, self._count, read, skip=self._skip)
         return skipped
@@ -149,13 +151,14 @@ class Rows:
     def close(self) -> None:
         """Do nothing: there is nothing to end."""
 
-    def _read(self, task: Task, row: int, index: int, drawn: list[float]) -> None:
-        content, task.labels[row] = self._source.read(index)
+    def _read(self, row: Tensor, index: int, drawn: list[float]) -> int:
+        content, label = self._source.read(index)
         if not isinstance(content, bytes):
             raise AssertionError("a source of pictures gives encoded ones")  # noqa: TRY004 - a bug of ours
         args, where = self._args, self._source.where(index)
         if self._random:
-            decode.random_resized(content, task.inputs[row], drawn, channels=args.channels,
+            decode.random_resized(content, row, drawn, channels=args.channels,
                                   scale=self._augment.scale, ratio=self._augment.ratio, where=where)  # fmt: skip
         else:
-            decode.central(content, task.inputs[row], channels=args.channels, resize=args.resize, where=where)
+            decode.central(content, row, channels=args.channels, resize=args.resize, where=where)
+        return label

@@ -80,6 +80,16 @@ def test_a_random_part_is_what_pillow_makes_of_its_box():
     assert apart(cropped(encoded(pixels), draws), wanted)[4:-4, 4:-4].max() <= 1
 
 
+def test_a_random_part_is_what_torch_makes_of_its_box():
+    from hpctrain.data import crop
+
+    pixels, draws = picture(150, 201), np.random.default_rng(4).random(22).tolist()
+    top, left, height, width = crop.random_resized(150, 201, draws, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    part = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, top : top + height, left : left + width]
+    wanted = torch.nn.functional.interpolate(part.float(), (64, 64), mode="bilinear", antialias=True)
+    assert (cropped(encoded(pixels), draws).float() - wanted[0]).abs().max() <= 1
+
+
 def test_only_the_row_is_written_and_it_lies_channels_last():
     from hpctrain.data import decode
 
