@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from hpctrain.config.datasets import DATASET_ARGS, PictureArgs
 from hpctrain.config.schema import CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
 from hpctrain.config.texts import seconds
 
@@ -73,8 +74,28 @@ def _data(config: Config) -> Found:
         return
     if data.path is not None and data.dataset in {"digits", "synthetic"}:
         yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
+    yield from _reading(data)
     if model is not None and model.name == "cnn":
         yield from _pooling(data, model)
+
+
+def _reading(data: Data) -> Found:
+    own = ":" in str(data.dataset)  # None where what is given is no dataset, which is reported elsewhere
+    if data.loader == "processes" and not own:
+        yield "data.loader", f"{data.dataset} is read by threads; processes are for a dataset of your own"
+    kind = DATASET_ARGS.get(data.dataset)
+    if kind is None or not issubclass(kind, PictureArgs):
+        if data.on_error == "skip" and not own:
+            yield "data.on_error", f"{data.dataset} is read as a whole, so nothing can be skipped; remove it"
+        return
+    args = arguments(kind, data.args)
+    if args.resize < args.size:
+        yield "data.args.resize", f"{args.resize} is less than size, {args.size}, which is cut out of it"
+    channels = 3 if args.channels == "rgb" else 1
+    for key in ("mean", "std"):
+        given = getattr(args, key)
+        if given is not None and len(given) not in {1, channels}:
+            yield f"data.args.{key}", f"has {len(given)} numbers; give one for each channel, {channels}, or one for all"
 
 
 def _pooling(data: Data, model: Model) -> Found:
