@@ -36,6 +36,7 @@ def check(data: Data, model: Model | None) -> Found:
     args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
     yield from _path(data)
     yield from _split(data, args)
+    yield from _reading(data, args)
     yield from _order(data)
     yield from _augment(data, args)
     if isinstance(args, TableArgs):
@@ -80,6 +81,23 @@ def _only(args: CifarArgs) -> Found:
         yield "data.args.only", "one class leaves nothing to tell apart; name two or more"
     for name in sorted({name for name in args.only if args.only.count(name) > 1}):
         yield "data.args.only", f"{name!r} is named twice"
+
+
+def _reading(data: Data, args: object) -> Found:
+    own = ":" in str(data.dataset)  # None where what is given is no dataset, which is reported elsewhere
+    if data.loader == "processes" and not own:
+        yield "data.loader", f"{data.dataset} is read by threads; processes are for a dataset of your own"
+    if not isinstance(args, PictureArgs):
+        if data.on_error == "skip" and not own:
+            yield "data.on_error", f"{data.dataset} is read as a whole, so nothing can be skipped; remove it"
+        return
+    if args.resize < args.size:
+        yield "data.args.resize", f"{args.resize} is less than size, {args.size}, which is cut out of it"
+    channels = 3 if args.channels == "rgb" else 1
+    for key in ("mean", "std"):
+        given = getattr(args, key)
+        if given is not None and len(given) not in {1, channels}:
+            yield f"data.args.{key}", f"has {len(given)} numbers; give one for each channel, {channels}, or one for all"
 
 
 def _order(data: Data) -> Found:

@@ -140,13 +140,13 @@ class Data(Struct, frozen=True, kw_only=True):
     block: Annotated[int, Meta(ge=2)] = 256
     """Samples of a run with `shuffle: blocks`."""
     workers: Workers = "auto"
-    """Threads (or processes) of each rank that read and decode; auto: as many as measurement shows to help, at most
-    the CPUs of the rank."""
+    """Threads (or processes) of each rank that read and decode; auto: one, doubled as long as training waits for
+    batches and that makes them come faster, at most the CPUs of the rank."""
     loader: Literal["threads", "processes"] = "threads"
-    """processes: for a dataset of the user's own that holds Python's lock."""
+    """processes: for a dataset of the user's own that holds Python's lock, or draws random numbers."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A sample that cannot be read ends the run, or is replaced by the next one that can and logged; more than one in
-    a thousand end the run."""
+    """A sample that cannot be read ends the run, or is replaced by the next one by number that can, and logged once.
+    More of them on one rank than a thousandth of the samples, and than one, end the run."""
     stage: Line | None = None
     """Directory on the node, such as $SLURM_TMPDIR, to which each node copies the shards before training."""
     augment: Augment = Augment()

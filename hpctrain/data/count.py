@@ -11,7 +11,7 @@ import msgspec
 
 from hpctrain.config import schema
 from hpctrain.data import index, listing
-from hpctrain.data.locate import folder_found, locate, samples_of, shards_found
+from hpctrain.data.locate import Found, folder_found, locate, samples_of, shards_found
 from hpctrain.data.progress import Progress
 from hpctrain.errors import DataError, HpctrainError, UsageError
 from hpctrain.plan import Samples
@@ -28,6 +28,10 @@ def count(data: schema.Data) -> Samples:
             return samples_of(data, folder_found(data, _listed))
         if data.dataset == "shards":
             return samples_of(data, shards_found(data, _indexed))
+        if ":" in data.dataset:
+            from hpctrain.data import user  # which needs torch
+
+            return samples_of(data, Found(*user.count(data)))
     except DataError as error:  # nothing has been submitted yet
         raise UsageError(error.message, error.hint) from None
     return locate(data)

@@ -3,7 +3,7 @@
 import torch
 
 from hpctrain.config.datasets import Data
-from hpctrain.data import images, table
+from hpctrain.data import folder, images, pictures, shards, table, user
 from hpctrain.data.dataset import Dataset
 from hpctrain.plan import Plan
 
@@ -20,6 +20,12 @@ def load(data: Data, plan: Plan, *, device: torch.device, dtype: torch.dtype) ->
     Raises:
         DataError: it cannot be read, or is not the planned one.
     """
+    if ":" in data.dataset:
+        return user.load(data, plan, device=device, dtype=dtype)
+    if data.dataset in {"folder", "shards"}:
+        opener = folder.open_sources if data.dataset == "folder" else shards.open_sources
+        train, test = opener(data, plan.data_path or "", plan.data_digest)
+        return pictures.load(data, train, test, plan, device=device, dtype=dtype)
     reader = table.load if data.dataset == "table" else images.load
     return reader(
         data, path=plan.data_path, train_samples=plan.train_samples or 0, seed=plan.seed, device=device, dtype=dtype

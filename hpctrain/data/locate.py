@@ -98,14 +98,10 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
         return Found(train, max(train // 5, 1))
     if data.dataset == "digits":
         return Found(DIGITS_TRAIN, DIGITS_TEST)
-    if data.dataset == "folder":
-        from hpctrain.data import listing
-
-        return folder_found(data, listing.known)
-    if data.dataset == "shards":
-        from hpctrain.data import index
-
-        return shards_found(data, index.known)
+    if ":" in data.dataset:  # it must be called, which is for the child that counts
+        return Found(None, None)
+    if data.dataset in {"folder", "shards"}:
+        return _kept(data)
     if data.dataset == "table":
         from hpctrain.data import columns  # only a table pays for it
 
@@ -130,6 +126,17 @@ def _whole_files(data: Data, directory: Path) -> Found:
             "they do not belong together: download both again",
         )
     return Found(shapes["train"][0], shapes["test"][0], directory)
+
+
+def _kept(data: Data) -> Found:
+    """Look for a listing or an index that is there already."""
+    if data.dataset == "folder":
+        from hpctrain.data import listing
+
+        return folder_found(data, listing.known)
+    from hpctrain.data import index
+
+    return shards_found(data, index.known)
 
 
 def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]") -> Found:

@@ -34,6 +34,26 @@ COMMAND = "name: run\ncommand: [python, train.py]\n"
             "synthetic, path: /d",
             "2:34: data.path: synthetic reads no files; remove path, or use dataset: mnist",
         ),
+        (
+            "mnist",
+            "mnist, loader: processes",
+            "2:32: data.loader: mnist is read by threads; processes are for a dataset of your own",
+        ),
+        (
+            "mnist",
+            "mnist, on_error: skip",
+            "2:34: data.on_error: mnist is read as a whole, so nothing can be skipped; remove it",
+        ),
+        (
+            "mnist",
+            "folder, path: /d, args: {resize: 200}",
+            "2:50: data.args.resize: 200 is less than size, 224, which is cut out of it",
+        ),
+        (
+            "mnist",
+            "shards, path: /d, args: {mean: [0.5, 0.5]}",
+            "2:42: data.args.mean: has 2 numbers; give one for each channel, 3, or one for all",
+        ),
     ],
 )
 def test_a_rule_of_training(problems, good, old, new, message):
