@@ -8,6 +8,7 @@ Both libraries and torch's interpolation release Python's lock, so threads decod
 """
 
 import io
+import threading
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -25,6 +26,8 @@ from hpctrain.errors import DataError
 MOST_PIXELS = 178_956_970
 """Larger pictures are refused; the limit at which Pillow takes a picture for a decompression bomb."""
 
+_own = threading.local()
+_KEPT_BYTES = 4 * 2**20  # of which only as much is ever touched as pictures need
 _interpolate = torch.ops.aten._upsample_bilinear2d_aa.out  # noqa: SLF001 - see `_scale`
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHRINKS = (8, 4, 2)  # libjpeg-turbo has vector code for these scales alone; others cost more than they save
@@ -34,7 +37,7 @@ Channels = Literal["rgb", "grey"]
 
 
 class Picture(Protocol):
-    """A picture whose header has been read."""
+    """A picture whose header has been read. Its pixels are good until the thread decodes another one."""
 
     height: int
     width: int
@@ -100,10 +103,23 @@ def _scale(picture: Picture, box: Box, channels: Channels, row: Tensor) -> None:
         down, right = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
         top, left = round(box.top * down), round(box.left * right)
         box = Box(top, left, max(round(box.height * down), 1), max(round(box.width * right), 1))
-    part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+    view = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    part = _memory("part", view.size)[: view.size].reshape(view.shape)
+    part[:] = view
     # `interpolate(..., mode="bilinear", antialias=True)` by its inner name, under which it takes `out`. Of what lies
     # channels last it works on bytes, with vectors.
     _interpolate(torch.from_numpy(part)[None].permute(0, 3, 1, 2), [height, width], False, None, None, out=row[None])
+
+
+def _memory(name: str, size: int) -> Pixels:
+    """Return at least so many bytes, the same for each picture of a thread, which so stay in its cache."""
+    if size > _KEPT_BYTES:
+        return np.empty(size, np.uint8)
+    kept: Pixels | None = getattr(_own, name, None)
+    if kept is None:
+        kept = np.empty(_KEPT_BYTES, np.uint8)
+        setattr(_own, name, kept)
+    return kept
 
 
 def read(content: bytes, where: str) -> Picture:
@@ -135,7 +151,10 @@ class _Jpeg:
         space = "RGB" if channels == "rgb" else "GRAY"
         least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)} if shrink > 1 else {}
         try:
-            return simplejpeg.decode_jpeg(self._content, space, fastdct=True, **least)  # type: ignore[no-any-return]
+            memory = _memory("pixels", self.height * self.width * (3 if channels == "rgb" else 1))
+            return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+                self._content, space, fastdct=True, buffer=memory, **least
+            )
         except ValueError as error:
             if "premature end" in str(error).lower():
                 raise _damaged(self._where, str(error)) from None
