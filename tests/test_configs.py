@@ -51,6 +51,58 @@ def cifar(folder: Path) -> Path:
     return folder
 
 
+def pictures(folder: Path, test: str) -> Path:
+    """Write JPEGs of two classes, each of a colour, in class folders."""
+    from PIL import Image
+
+    root = folder / "pictures"
+    for split, count in (("train", 16), (test, 4)):
+        for label, colour in enumerate(("red", "blue")):
+            (root / split / colour).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", (40 + number, 50), (200 - 190 * label, 9 * number, 30))
+                image.save(root / split / colour / f"{number}.jpg")
+    return root
+
+
+def packed(folder: Path) -> Path:
+    """Pack them into shards."""
+    source, shards = pictures(folder, "val"), folder / "shards"
+    argv = [sys.executable, "-m", "hpctrain", "pack", str(source), str(shards)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return shards
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "make", "overrides"),
+    [
+        ("imagenet_resnet50", lambda folder: pictures(folder, "val"), []),
+        ("imagenet_shards", packed, []),
+        (
+            "cards_cnn",
+            lambda folder: pictures(folder, "test"),
+            ["model.args.channels=[8, 8]"],
+        ),
+    ],
+)
+def test_a_config_of_pictures_runs_from_end_to_end(tmp_path, name, make, overrides):
+    data, staged = make(tmp_path), tmp_path / "staged"
+    staged.mkdir()
+    command = [sys.executable, "-m", "hpctrain", "run", str(ROOT / f"configs/{name}.yaml"), "--ranks", "2"]
+    command += [f"data.path={data}", f"runs={tmp_path / 'runs'}", "data.args.size=32", "data.args.resize=36"]
+    command += ["slurm.gpus_per_node=0", "precision=fp32", "batch.global=16", "train.epochs=2", "optim.warmup=1 steps"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env |= {"SLURM_TMPDIR": str(staged)}
+    done = subprocess.run([*command, *overrides], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    outcome, plan = (json.loads((run / part).read_text()) for part in ("attempts/1/outcome.json", "plan.json"))
+    assert (outcome["verdict"], outcome["step"]) == ("completed", 4)
+    assert (plan["train_samples"], plan["test_samples"]) == (32, 8)
+    assert bool(list(staged.rglob("*.tar"))) == (name == "imagenet_shards")
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "make", "epochs", "score", "bound"),
