@@ -46,8 +46,11 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the dataset before any rank runs; None: unknown until counted."""
 
     train: int | None = None
+    validation: int = 0
     test: int | None = None
     path: str | None = None
+    digest: str | None = None
+    """Of what was counted; ranks that find something else do not train."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     launcher: Launcher
     precision: str
     data_path: str | None = None
+    data_digest: str | None = None
     train_samples: int | None = None
+    validation_samples: int = 0
     test_samples: int | None = None
     batch_per_rank: int | None = None
     accumulate: int | None = None
@@ -225,7 +230,9 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
     base = msgspec.structs.replace(
         base,
         data_path=samples.path,
+        data_digest=samples.digest,
         train_samples=samples.train,
+        validation_samples=samples.validation,
         test_samples=samples.test,
         batch_per_rank=per_rank,
         accumulate=batch.accumulate,

@@ -90,6 +90,8 @@ FILES: dict[str, dict[str, str | bytes | None]] = {
     "wrong_magic": {IMAGES: b"\x89PNG" + FOUR[4:]},
     "few_labels": {LABELS: idx(3)},
     "no_labels": {TEST_LABELS: None},
+    "table": {"t.csv": "sex,length,rings\nM,0.5,15\nF,?,7\n"},
+    "cifar": {"cifar/batches.meta.txt": "airplane automobile bird cat deer dog frog horse ship truck"},
     "cluster": {"bin/sinfo": SINFO, "bin/sbatch": REFUSED},
     "mute": {"bin/sbatch": "#!/bin/sh\necho welcome"},
     "down": dict.fromkeys(("bin/sinfo", "bin/sbatch", "bin/squeue", "bin/scancel", "bin/scontrol"), DOWN),

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from hpctrain.cli import cli
+from hpctrain.config.duration import Duration
 from hpctrain.config.schema import CnnArgs, Config, Container, MlpArgs, SyntheticArgs
 
 COMMANDS = """
@@ -17,6 +18,7 @@ doctor --json
 eject CONFIG [key=value]...
 list --json
 logs RUN --attempt --follow --rank
+pack [SRC] [OUT] --on-error --quality --resize --seed --shard-mb --verify --workers
 run CONFIG [key=value]... --debug --ranks
 sandbox down
 sandbox node VERB NAME
@@ -35,7 +37,10 @@ slurm.mail_type slurm.mail_user slurm.signal_s slurm.template
 env.modules env.venv env.container env.setup env.python
 dist.strategy dist.backend dist.fork dist.launcher dist.mpi dist.horovod.op dist.horovod.compression dist.horovod.groups
 dist.horovod.fusion_mb dist.horovod.cycle_ms dist.ranks dist.interface dist.host_suffix dist.timeout
-data.dataset data.path data.samples data.args
+data.dataset data.path data.samples data.split.test data.split.validation data.split.fold data.shuffle data.block
+data.workers data.loader data.on_error data.stage data.args
+data.augment.crop data.augment.scale data.augment.ratio data.augment.padding data.augment.flip data.augment.jitter
+data.augment.cutout data.augment.mixup data.augment.cutmix data.augment.label_smoothing
 model.name model.args
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
@@ -69,7 +74,7 @@ def test_commands_and_flags():
 def keys_of(kind, prefix=""):
     for field in msgspec.structs.fields(kind):
         inner = [t for t in getattr(field.type, "__args__", (field.type,)) if hasattr(t, "__struct_fields__")]
-        sections = [t for t in inner if t.__module__ == "hpctrain.config.schema" and t is not Container]
+        sections = [t for t in inner if t.__module__.startswith("hpctrain.config.") and t not in {Container, Duration}]
         if sections:
             yield from keys_of(sections[0], f"{prefix}{field.encode_name}.")
         else:
@@ -80,7 +85,7 @@ def test_config_keys():
     assert sorted(keys_of(Config)) == sorted(KEYS.split())
     assert sorted(keys_of(Container)) == ["image", "mounts", "runtime"]
     assert [sorted(keys_of(kind)) for kind in (MlpArgs, CnnArgs, SyntheticArgs)] == [
-        ["hidden"],
+        ["activation", "hidden"],
         ["channels", "hidden"],
         ["classes", "shape"],
     ]

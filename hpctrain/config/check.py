@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config.schema import CnnArgs, Config, Data, Horovod, Model, SyntheticArgs, arguments
+from hpctrain.config import check_data
+from hpctrain.config.schema import Config, Horovod
 from hpctrain.config.texts import seconds
 
 NEEDED = {
@@ -13,8 +14,6 @@ NEEDED = {
     "train": "say how long, such as train: {epochs: 3}",
 }
 """The sections that hpctrain's own training needs, and what to write."""
-
-_IMAGE_SIZES = {"mnist": 28, "digits": 8}
 
 Found = Iterator[tuple[str, str]]
 
@@ -68,27 +67,8 @@ def _optim(config: Config) -> Found:
 
 
 def _data(config: Config) -> Found:
-    data, model = config.data, config.model
-    if data is None:
-        return
-    if data.path is not None and data.dataset in {"digits", "synthetic"}:
-        yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
-    if model is not None and model.name == "cnn":
-        yield from _pooling(data, model)
-
-
-def _pooling(data: Data, model: Model) -> Found:
-    blocks = len(arguments(CnnArgs, model.args).channels)
-    if data.dataset == "synthetic":
-        side = min(arguments(SyntheticArgs, data.args).shape[1:])
-    else:
-        side = _IMAGE_SIZES.get(data.dataset, 1)
-    most = side.bit_length() - 1
-    if blocks > most:
-        yield (
-            "model.args.channels",
-            f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
-        )
+    if config.data is not None:
+        yield from check_data.check(config.data, config.model)
 
 
 def _slurm(config: Config) -> Found:

@@ -13,16 +13,18 @@ from typing import Any
 
 from msgspec import Struct
 
-from hpctrain.config import schema
+from hpctrain.config import cluster, datasets, schema
 from hpctrain.config.duration import PATTERN, Duration
 from hpctrain.config.fields import Field, Spec, fields
 from hpctrain.config.values import CHOSEN
+
+_HOMES = (schema, cluster, datasets)
 
 RENEW = "python -m hpctrain.config.reference"
 
 _HEAD = f"""# The config file
 
-Made by `{RENEW}` from `hpctrain/config/schema.py`; change it there.
+Made by `{RENEW}` from the classes of `hpctrain/config/`; change it there.
 
 One YAML file is one run: `hpctrain check CONFIG [key.sub=value ...]` names every mistake in it. It is read by the rules
 of YAML 1.2, and each value by the type of its key: `time: 12:00:00` and `name: no` are text, `lr: 1e-3` is a number.
@@ -39,8 +41,10 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 def meanings() -> dict[str, dict[str, str]]:
     """Return the docstring under each field, by class and attribute."""
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
-    return {node.name: dict(_docstrings(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")) for module in _HOMES]
+    return {
+        node.name: dict(_docstrings(node)) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
 
 
 def _docstrings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
@@ -53,8 +57,8 @@ def _docstrings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 def meaning(kind: type[Struct], field: Field, docs: dict[str, dict[str, str]]) -> str:
     """Return what a key means; for a section without a docstring of its field, its class says."""
-    text = docs[kind.__name__].get(field.name)
-    return text or " ".join((field.spec.base.__doc__ or "").split())
+    texts = (docs[home.__name__].get(field.name) for home in kind.__mro__ if home.__name__ in docs)
+    return next(filter(None, texts), None) or " ".join((field.spec.base.__doc__ or "").split())
 
 
 def sections() -> Iterator[tuple[str, type[Struct]]]:

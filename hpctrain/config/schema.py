@@ -1,4 +1,4 @@
-"""The classes of the config file.
+"""The classes of the config file: what a run is, and how it trains; `cluster` and `datasets` hold the other sections.
 
 Every field has a docstring under it: `docs/config.md`, the JSON Schema for editors and the messages of
 `hpctrain check` are made from these lines, so that each fact has this one home. `load` reads each YAML
@@ -10,178 +10,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from hpctrain.config.cluster import Container, Dist, Env, Horovod, Slurm
+from hpctrain.config.datasets import DATASET_ARGS, Data, FolderArgs, NoArgs, SyntheticArgs
 from hpctrain.config.duration import Duration
-from hpctrain.config.texts import (
-    Constraint,
-    Count,
-    Dependency,
-    Fraction,
-    Function,
-    Gres,
-    HostList,
-    HostSuffix,
-    Image,
-    Interface,
-    Line,
-    Mail,
-    MailType,
-    Memory,
-    Module,
-    Mount,
-    MpiType,
-    Name,
-    NonNegative,
-    Path,
-    Positive,
-    Time,
-    Word,
-    Words,
-)
+from hpctrain.config.texts import Count, Fraction, Function, Name, NonNegative, Path, Positive
+
+__all__ = [
+    "DATASET_ARGS", "MODEL_ARGS", "Batch", "Checkpoint", "CnnArgs", "Config", "Container", "Data", "Dist", "Env",
+    "FolderArgs", "Horovod", "Log", "MlpArgs", "Model", "NoArgs", "Optim", "ResnetArgs", "Restart", "Slurm",
+    "SyntheticArgs", "Train", "arguments",
+]  # fmt: skip
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class Slurm(Struct, frozen=True, kw_only=True):
-    """What is asked of Slurm; without Slurm only `ranks_per_node`, `gpus_per_node` and `cpus_per_task` count."""
-
-    partition: Words | None = None
-    """Partition to queue in; the cluster's default if absent."""
-    account: Word | None = None
-    """Account (project) that is charged."""
-    qos: Word | None = None
-    """Quality of service."""
-    nodes: Positive = 1
-    """Nodes of the job."""
-    gpus_per_node: Count = 0
-    """GPUs on each node; every rank of a node sees them all and takes the one of its local rank."""
-    ranks_per_node: Positive | None = None
-    """Ranks (processes) on each node; `gpus_per_node` if absent, else 1."""
-    cpus_per_task: Positive | None = None
-    """CPUs of each rank, and threads of its arithmetic on CPUs (1 if absent); the ranks check their CPU masks."""
-    time: Time | None = None
-    """Time limit of one attempt, as HH:MM:SS or D-HH:MM:SS; the partition's default if absent."""
-    mem: Memory | None = None
-    """Memory of each node, such as 64G."""
-    constraint: Constraint | None = None
-    """Node features that are required."""
-    gres: Gres | None = None
-    """Further generic resources of each node; ask for GPUs by `gpus_per_node`."""
-    exclude: HostList | None = None
-    """Nodes not to be used."""
-    nodelist: HostList | None = None
-    """Nodes that must be used."""
-    reservation: Word | None = None
-    """Reservation to run in."""
-    dependency: Dependency | None = None
-    """Jobs to wait for, such as afterok:1234."""
-    mail_type: MailType | None = None
-    """Events that Slurm mails about, such as END,FAIL."""
-    mail_user: Mail | None = None
-    """Address for these mails."""
-    signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """Seconds before the time limit at which the ranks are told to save and stop; if absent: 120, or a quarter of
-    `time` where that is less; none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing
-    is sent unless this is given."""
-    template: Path | None = None
-    """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
-
-
-class Container(Struct, frozen=True, kw_only=True):
-    """A container in which the ranks run."""
-
-    image: Image
-    """Image: a path to a .sif or .sqsh file, or an address such as docker://pytorch/pytorch:latest."""
-    runtime: Literal["apptainer", "pyxis"] = "apptainer"
-    """How it is started: `apptainer exec` in each rank, or srun's pyxis plugin."""
-    mounts: tuple[Mount, ...] = ()
-    """Directories to show inside as SRC[:DST[:ro]]; the run directory and `data.path` are added."""
-
-
-class Env(Struct, frozen=True, kw_only=True):
-    """The software environment of a Slurm job; without Slurm only `python` counts."""
-
-    modules: tuple[Module, ...] = ()
-    """Modules to load, in this order, after `module purge`; none: the module system is left alone."""
-    venv: Path | None = None
-    """Virtual environment to activate."""
-    container: Container | None = None
-    """Container in which the ranks run."""
-    setup: tuple[Line, ...] = ()
-    """Lines of shell code that the job runs before the ranks start, as they stand."""
-    python: Path | None = None
-    """Python of the ranks; if absent: `python` of the venv or container, else the one that runs hpctrain now."""
-
-
-class Horovod(Struct, frozen=True, kw_only=True):
-    """Settings of `strategy: horovod`."""
-
-    op: Literal["average", "adasum"] = "average"
-    """How gradients are joined: their mean, or Adasum (Maleki et al. 2020), which needs MPI and a power of two of
-    ranks; `scale: linear` then counts the batch that is averaged, see docs/horovod-mpi.md."""
-    compression: Literal["none", "fp16"] = "none"
-    """fp16: gradients travel as 16-bit floats."""
-    groups: Positive | None = None
-    """Join the gradients in so many groups, each of which travels together; if absent, as they become ready."""
-    fusion_mb: Count | None = None
-    """Size of the buffer in which small gradients travel together; Horovod's default is 128, 0 turns it off."""
-    cycle_ms: Annotated[float, Meta(gt=0)] | None = None
-    """How often Horovod looks which gradients are ready; its default is 1."""
-
-
-class Dist(Struct, frozen=True, kw_only=True):
-    """How the ranks find each other."""
-
-    strategy: Literal["ddp", "horovod"] = "ddp"
-    """Data-parallel strategy: PyTorch DistributedDataParallel, or Horovod."""
-    backend: Literal["auto", "nccl", "gloo", "mpi"] = "auto"
-    """Collective library. ddp: auto is nccl on GPUs, gloo on CPUs; mpi is torch's own, which few builds have. horovod:
-    what its ranks agree by, auto is mpi under mpirun, else gloo; on GPUs it sums by NCCL where its wheel has it."""
-    launcher: Literal["srun", "torchrun", "mpirun", "horovodrun"] = "srun"
-    """What starts the ranks inside a Slurm job: one task per rank; one torchrun agent per node (ddp); mpirun;
-    horovodrun (horovod)."""
-    mpi: MpiType | None = None
-    """The MPI that srun offers its tasks, such as pmix or pmi2 (`srun --mpi=list` shows them); if absent: pmix where
-    the backend is mpi, else none."""
-    ranks: Positive | None = None
-    """Ranks without Slurm; with Slurm it must equal nodes x ranks per node."""
-    interface: Interface | None = None
-    """Network interface for rendezvous and collectives; if absent: the one that routes to rank 0."""
-    host_suffix: HostSuffix = ""
-    """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
-    timeout: Positive = 600
-    """Seconds that ranks wait for each other, at the start and in a collective."""
-    horovod: Horovod = Horovod()
-    fork: bool = True
-    """Without Slurm: import torch once and fork the ranks, where they cannot tell (see docs/guide.md); false: each
-    rank starts as a process of its own."""
-
-
-class SyntheticArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of `dataset: synthetic`."""
-
-    shape: tuple[Positive, Positive, Positive] = (1, 28, 28)
-    """Shape of one image: channels, height, width."""
-    classes: Annotated[int, Meta(ge=2)] = 10
-    """Number of classes."""
-
-
-class NoArgs(Struct, frozen=True, kw_only=True):
-    """A choice that takes no arguments."""
-
-
-class Data(Struct, frozen=True, kw_only=True):
-    """The dataset."""
-
-    dataset: Literal["mnist", "digits", "synthetic"]
-    """mnist: IDX files, .gz or not; digits: 1,797 real handwritten 8 x 8 digits that come along; synthetic:
-    random images for benchmarks."""
-    path: Path | None = None
-    """Directory of the files; for mnist `$HPCTRAIN_DATA/mnist` if absent."""
-    samples: Positive | None = None
-    """Use only the first so many training samples; for synthetic: how many there are (default 10,000)."""
-    args: dict[str, Any] = {}
-    """Arguments of the dataset; for synthetic: shape, classes."""
 
 
 class MlpArgs(Struct, frozen=True, kw_only=True):
@@ -189,6 +30,8 @@ class MlpArgs(Struct, frozen=True, kw_only=True):
 
     hidden: tuple[Positive, ...] = (128,)
     """Widths of the hidden layers."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """What follows each hidden layer."""
 
 
 class CnnArgs(Struct, frozen=True, kw_only=True):
@@ -200,12 +43,19 @@ class CnnArgs(Struct, frozen=True, kw_only=True):
     """Width of the dense layer after the blocks."""
 
 
+class ResnetArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of the models resnet18 to resnet152."""
+
+    zero_init: bool = True
+    """The last norm of each residual block starts at zero (Goyal et al. 2017, section 5.1)."""
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """The model."""
 
-    name: Literal["mlp", "cnn"] | Function
-    """mlp, cnn, or the user's own function as package.module:function, called with `args` and returning a
-    torch.nn.Module."""
+    name: Literal["mlp", "cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | Function
+    """mlp, cnn; resnet18 to resnet152 for pictures of about 224 x 224 (He et al. 2016); or the user's own function as
+    package.module:function, called with `args` and returning a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Arguments of the model."""
 
@@ -259,7 +109,8 @@ class Train(Struct, frozen=True, kw_only=True):
     steps: Positive | None = None
     """Optimizer steps."""
     eval_every: Duration = Duration(1, "epochs")
-    """Length between two evaluations on the test set; the end is always evaluated."""
+    """Length between two evaluations on the validation set, or on the test set where there is none; the end is always
+    evaluated, on both."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -322,11 +173,12 @@ class Config(Struct, frozen=True, kw_only=True):
     "3"]."""
 
 
-MODEL_ARGS: dict[str, type[Struct]] = {"mlp": MlpArgs, "cnn": CnnArgs}
+MODEL_ARGS: dict[str, type[Struct]] = {
+    "mlp": MlpArgs,
+    "cnn": CnnArgs,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), ResnetArgs),
+}
 """The classes of the arguments of the models that come along."""
-
-DATASET_ARGS: dict[str, type[Struct]] = {"mnist": NoArgs, "digits": NoArgs, "synthetic": SyntheticArgs}
-"""The classes of the arguments of the datasets."""
 
 
 def arguments(kind: type[Struct], given: dict[str, Any]) -> Any:

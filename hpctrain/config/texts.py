@@ -60,6 +60,10 @@ Function = Annotated[
     str, _text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "the user's own as package.module:function")
 ]
 
+Workers = Annotated[str, _text(r"auto|[1-9][0-9]{0,2}", "auto or a whole number of at least 1")]
+Fold = Annotated[str, _text(r"[1-9][0-9]{0,3}/[1-9][0-9]{0,3}", "a fold as k/K, such as 2/5")]
+Column = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,256}", "the name of a column")]
+
 
 def seconds(time: str) -> int:
     """Read a `Time`: HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""

@@ -1,1 +1,1 @@
-"""Datasets: found on the login node (`locate`), read and ordered by the ranks (`images`, `order`, `batches`)."""
+"""Datasets: found on the login node (`locate`), read by the ranks (`images`, `table`), ordered (`order`, `batches`)."""

@@ -6,10 +6,11 @@ hundred samples, where a call per step would cost tens.
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hpctrain.data.order import micro_batch, order
+from hpctrain.data.order import block_order, micro_batch, order
 
 _BLOCK_SAMPLES = 16_384  # indices made at once: 128 KiB, whatever the size of the dataset
 
@@ -24,7 +25,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     mine: int
     """Samples of the step on this rank."""
     passes: tuple[Tensor, ...]
-    """Indices of the samples of each pass, int64 `(B,)` on the device; never empty, see `stand_in`."""
+    """Indices of the samples of each pass, int64 `(B,)`; never empty, see `stand_in`."""
     stand_in: tuple[bool, ...]
     """Passes whose micro-batch is empty: their one sample keeps the ranks in step and must be weighted by zero."""
 
@@ -35,7 +36,18 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batches:
-    """The shares of one rank, by step."""
+    """The shares of one rank, by step.
+
+    Args:
+        samples: of the training set.
+        global_batch: samples of a step over all ranks.
+        steps_per_epoch: with the last, smaller batch, or without it.
+        accumulate: passes of each rank in a step.
+        rank: of `ranks`.
+        ranks: in all.
+        seed: of the order.
+        block: length of the runs of neighbours for `data.shuffle: blocks`; None: any sample may follow any.
+    """
 
     def __init__(
         self,
@@ -47,11 +59,11 @@ class Batches:
         rank: int,
         ranks: int,
         seed: int,
-        device: torch.device,
+        block: int | None = None,
     ) -> None:
         self.samples, self.global_batch, self.steps_per_epoch = samples, global_batch, steps_per_epoch
         self.accumulate, self.rank, self.ranks = accumulate, rank, ranks
-        self.seed, self.device = seed, device
+        self.seed, self.block = seed, block
         self._block_steps = max(_BLOCK_SAMPLES * ranks // global_batch, 1)
         self._first = 0
         self._block: list[Share] = []
@@ -81,7 +93,7 @@ class Batches:
         # An empty micro-batch asks for one sample, the first of its own global batch, so that every model can run.
         spans = [np.arange(low, high) if high > low else np.array([low // self.global_batch * self.global_batch])
                  for low, high in cuts]  # fmt: skip
-        indices = torch.from_numpy(order(self.samples, self.seed, epoch, np.concatenate(spans))).to(self.device)
+        indices = torch.from_numpy(self._order(epoch, np.concatenate(spans)))
         passes = torch.split(indices, [len(span) for span in spans])
         shares = []
         for place, total in enumerate(totals):
@@ -90,3 +102,8 @@ class Batches:
             empty = tuple(low == high for low, high in cuts[window])
             shares.append(Share(epoch=epoch, samples=total, mine=mine, passes=passes[window], stand_in=empty))
         return shares
+
+    def _order(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self.block is None:
+            return order(self.samples, self.seed, epoch, positions)
+        return block_order(self.samples, self.seed, epoch, positions, self.block)

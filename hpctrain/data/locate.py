@@ -1,18 +1,25 @@
 """Find a dataset and count its samples before the job is queued; no torch, no numpy.
 
-Only the headers and the sizes of the files are read, so this takes a few file-system calls.
+Only headers, sizes, and what is in a cache are read, so this takes a few file-system calls. What would take longer is
+left to `hpctrain.data.count`.
 """
 
 import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.schema import Data
+from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, ShardsArgs, TableArgs
+from hpctrain.config.schema import arguments
+from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
+
+if TYPE_CHECKING:
+    from hpctrain.data import index, listing
 
 MNIST = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -32,20 +39,145 @@ _MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _MAGIC = bytes([0, 0, 0x08])  # two zero bytes and the code of uint8; the number of dimensions follows
 
 
+class Found(NamedTuple):
+    """A dataset as its files have it."""
+
+    train: int | None
+    """Samples of the training set, of which some may be set apart; None: unknown until counted."""
+    test: int | None
+    """Samples of its own test set; None: it has none."""
+    path: Path | None = None
+    digest: str | None = None
+    """Of what was counted, where the ranks shall find the same."""
+
+
 def locate(data: Data, env: Mapping[str, str] = os.environ) -> Samples:
     """Count the samples of a dataset and find its directory (absolute; None for datasets without files).
 
     Raises:
         UsageError: a file is missing, truncated, or not what its name says; or `data.samples` asks for too many.
     """
+    return samples_of(data, _find(data, env))
+
+
+def samples_of(data: Data, found: Found) -> Samples:
+    """Say which of the samples that were found are for what.
+
+    Raises:
+        UsageError: none are left for a purpose, or `data.samples` asks for too many.
+    """
+    path = None if found.path is None else str(found.path)
+    if found.train is None:
+        return Samples(path=path)
+    split = sizes(found.train, data.split)
+    if data.samples is not None and data.samples > split.train:
+        raise UsageError(
+            f"data.samples: {data.samples} are asked for, {data.dataset} has {split.train} training samples",
+            f"use data.samples={split.train} or less, or leave it out",
+        )
+    test = split.test if data.split.test else found.test
+    for name, count in (("training", split.train), ("test", test)):
+        if not count:
+            raise UsageError(
+                f"{data.dataset} has no {name} samples: {found.train} are split into {split.train} for training, "
+                f"{split.validation} for validation and {split.test} for testing",
+                "set some apart with data.split.test=0.1" if name == "test" else "set fewer apart: data.split",
+            )
+    return Samples(
+        train=data.samples or split.train,
+        validation=split.validation,
+        test=test,
+        path=path,
+        digest=found.digest,
+    )
+
+
+def _find(data: Data, env: Mapping[str, str]) -> Found:
     if data.dataset == "synthetic":
         train = data.samples or SYNTHETIC_TRAIN
-        return Samples(train=train, test=max(train // 5, 1))
+        return Found(train, max(train // 5, 1))
     if data.dataset == "digits":
-        return Samples(train=_capped(data, DIGITS_TRAIN), test=DIGITS_TEST)
-    directory = _mnist_directory(data, env)
-    counts = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
-    return Samples(train=_capped(data, counts["train"]), test=counts["test"], path=str(directory))
+        return Found(DIGITS_TRAIN, DIGITS_TEST)
+    if ":" in data.dataset:  # it must be called, which is for the child that counts
+        return Found(None, None)
+    if data.dataset in {"folder", "shards"}:
+        return _kept(data)
+    if data.dataset == "table":
+        from hpctrain.data import columns  # only a table pays for it
+
+        path = _absolute(data.path or "")
+        return Found(columns.count(path, arguments(TableArgs, data.args)), None, path)
+    return _whole_files(data, _directory(data, env))
+
+
+def _whole_files(data: Data, directory: Path) -> Found:
+    """Count CIFAR by the sizes of its files, and IDX files by their headers."""
+    if data.dataset in {"cifar10", "cifar100"}:
+        from hpctrain.data import cifar_files  # only CIFAR pays for it
+
+        args: CifarArgs = arguments(CifarArgs, data.args)
+        counts = cifar_files.count(directory, data.dataset, args.only)
+        return Found(counts["train"], counts["test"], directory)
+    shapes = {split: _paired(directory, *stems) for split, stems in MNIST.items()}
+    if shapes["train"][1:] != shapes["test"][1:]:
+        pixels = [" x ".join(map(str, shape[1:])) for shape in shapes.values()]
+        raise UsageError(
+            f"{directory}: the training images have {pixels[0]} pixels, the test images {pixels[1]}",
+            "they do not belong together: download both again",
+        )
+    return Found(shapes["train"][0], shapes["test"][0], directory)
+
+
+def _kept(data: Data) -> Found:
+    """Look for a listing or an index that is there already."""
+    if data.dataset == "folder":
+        from hpctrain.data import listing
+
+        return folder_found(data, listing.known)
+    from hpctrain.data import index
+
+    return shards_found(data, index.known)
+
+
+def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]") -> Found:
+    """Count the files of `dataset: folder` by a function that lists a directory, or returns None if that takes long."""
+    args: FolderArgs = arguments(FolderArgs, data.args)
+    directory = _given(data)
+    return _counted(directory, [None if name is None else summary(directory / name) for name in _both(args)], args)
+
+
+def shards_found(data: Data, header: "Callable[[Path, str], index.Header | None]") -> Found:
+    """Count the samples of `dataset: shards` by a function that knows shards of a pattern, or returns None."""
+    args: ShardsArgs = arguments(ShardsArgs, data.args)
+    directory = _given(data)
+    return _counted(directory, [None if name is None else header(directory, name) for name in _both(args)], args)
+
+
+def _both(args: FolderArgs | ShardsArgs) -> tuple[str, str | None]:
+    return args.train, args.test
+
+
+def _counted(
+    directory: Path, parts: "Sequence[listing.Summary | index.Header | None]", args: FolderArgs | ShardsArgs
+) -> Found:
+    train, test = parts
+    if train is None or (test is None and args.test is not None):
+        return Found(None, None, directory)
+    digest = combined(train.digest, None if test is None else test.digest)
+    return Found(train.count, None if test is None else test.count, directory, digest)
+
+
+def combined(*digests: str | None) -> str:
+    """Return one digest for those of the training and the test set."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(digest or "" for digest in digests).encode()).hexdigest()
+
+
+def _given(data: Data) -> Path:
+    if data.path is None:
+        raise UsageError(f"data.path: where the files of {data.dataset} lie is not said", "give it: data.path=DIR")
+    return _absolute(data.path)
 
 
 def _absolute(path: str) -> Path:
@@ -65,7 +197,7 @@ def idx_file(directory: Path, stem: str) -> Path:
             return directory / name
     raise UsageError(
         f"{directory}: no {names[0]}, and no {', '.join(names[1:])}",
-        f"put MNIST's four IDX files there (from {_MNIST_SOURCE}), or give their directory: data.path=DIR",
+        f"put the four IDX files there (MNIST's are at {_MNIST_SOURCE}), or give their directory: data.path=DIR",
     )
 
 
@@ -90,7 +222,7 @@ def header_length(dimensions: int) -> int:
     return 4 + 4 * dimensions
 
 
-def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
+def _directory(data: Data, env: Mapping[str, str]) -> Path:
     if data.path is not None:
         directory = _absolute(data.path)
     elif env.get("HPCTRAIN_DATA"):
@@ -102,21 +234,15 @@ def _mnist_directory(data: Data, env: Mapping[str, str]) -> Path:
         )
     if not directory.is_dir():
         origin = "data.path" if data.path is not None else "HPCTRAIN_DATA/mnist"
-        raise UsageError(f"{origin}: {directory} is no directory", "give the directory of the IDX files: data.path=DIR")
+        files = "IDX" if data.dataset in {"mnist", "idx"} else ".bin"
+        raise UsageError(
+            f"{origin}: {directory} is no directory", f"give the directory of the {files} files: data.path=DIR"
+        )
     return directory
 
 
-def _capped(data: Data, available: int) -> int:
-    if data.samples is not None and data.samples > available:
-        raise UsageError(
-            f"data.samples: {data.samples} are asked for, {data.dataset} has {available} training samples",
-            f"use data.samples={available} or less, or leave it out",
-        )
-    return data.samples or available
-
-
-def _paired(directory: Path, images: str, labels: str) -> int:
-    """Count the images of a split and check that it has as many labels."""
+def _paired(directory: Path, images: str, labels: str) -> tuple[int, ...]:
+    """Return the shape of the images of a split, and check that it has as many labels."""
     image_file, label_file = idx_file(directory, images), idx_file(directory, labels)
     image_shape, label_shape = _shape(image_file, 3), _shape(label_file, 1)
     if image_shape[0] != label_shape[0]:
@@ -124,9 +250,9 @@ def _paired(directory: Path, images: str, labels: str) -> int:
             f"{image_file} holds {image_shape[0]} images, {label_file} holds {label_shape[0]} labels",
             "download both again: they do not belong together",
         )
-    if image_shape[0] == 0:
+    if 0 in image_shape:
         raise UsageError(f"{image_file} holds no images", "download it again")
-    return image_shape[0]
+    return image_shape
 
 
 def _shape(path: Path, dimensions: int) -> tuple[int, ...]:

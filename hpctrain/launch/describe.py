@@ -27,15 +27,15 @@ def _steps_text(plan: Plan) -> str:
 def _training_rows(plan: Plan) -> list[tuple[str, str]]:
     counted = plan.total_steps is not None
     unknown = "unknown until counted"
+    validation = f"{plan.validation_samples} validation, " * bool(plan.validation_samples)
+    apart = f"{plan.train_samples} train, {validation}{plan.test_samples} test"
     return [
         (
             "global batch",
             f"{plan.global_batch} = {plan.batch_per_rank} per rank x {plan.accumulate} passes x {plan.ranks} ranks",
         ),
         ("learning rate", f"{plan.lr_asked:g} asked -> {plan.lr_used:g} used"),
-        ("samples", f"{plan.train_samples} train, {plan.test_samples} test; {plan.samples_per_rank} per rank and epoch")
-        if counted
-        else ("samples", unknown),
+        ("samples", f"{apart}; {plan.samples_per_rank} per rank and epoch") if counted else ("samples", unknown),
         ("steps", _steps_text(plan) if counted else unknown),
         ("precision", plan.precision),
     ]

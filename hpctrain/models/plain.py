@@ -1,5 +1,6 @@
 """Two small nets without batch norm and dropout, so that any split of a batch gives the same gradient."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -8,16 +9,16 @@ from torch import nn
 from hpctrain.config.schema import CnnArgs, MlpArgs
 from hpctrain.errors import UsageError
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def mlp(args: MlpArgs, shape: Shape, classes: int) -> nn.Module:
-    """Build dense layers with ReLU between them: `(B, C, H, W)` -> `(B, classes)`."""
-    channels, height, width = shape
+    """Build dense layers with an activation between them: `(B, C, H, W)` or `(B, F)` -> `(B, classes)`."""
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation]
     layers: list[nn.Module] = [nn.Flatten()]
-    widths = (channels * height * width, *args.hidden)
+    widths = (math.prod(shape), *args.hidden)
     for wide, narrow in pairwise(widths):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        layers += [nn.Linear(wide, narrow), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 

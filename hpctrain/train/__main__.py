@@ -125,7 +125,13 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
     except (OSError, msgspec.DecodeError) as error:
         raise WorldError(f"{run.plan} cannot be read: {error}") from None
     layout = planning.Layout(nodes=frozen.nodes, ranks_per_node=frozen.ranks_per_node, launcher=frozen.launcher)
-    samples = planning.Samples(train=frozen.train_samples, test=frozen.test_samples, path=frozen.data_path)
+    samples = planning.Samples(
+        train=frozen.train_samples,
+        validation=frozen.validation_samples,
+        test=frozen.test_samples,
+        path=frozen.data_path,
+        digest=frozen.data_digest,
+    )
     again = planning.make(loaded, layout, samples)
     differing = [
         f"{field}: {getattr(frozen, field)} planned, {getattr(again, field)} now"

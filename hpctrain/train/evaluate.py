@@ -1,15 +1,14 @@
-"""Evaluate on the test set: every sample once, on any number of ranks, without padding."""
+"""Evaluate on the validation or test set: every sample once, on any number of ranks, without padding."""
 
 import time
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from hpctrain.data.images import Split
+from hpctrain.data.dataset import Part, Wanted
 from hpctrain.dist.comm import Comm
-from hpctrain.train.metrics import correct
+from hpctrain.train.objective import Objective
 from hpctrain.train.precision import Precision
 
 _BATCH = 256  # enough to keep a core or a GPU busy with small images, and little memory with large ones
@@ -19,15 +18,11 @@ class Result(NamedTuple):
     """One evaluation."""
 
     samples: int
-    correct: int
+    score: float
+    """Right answers, or absolute errors, summed over the samples."""
     loss: float
     """Mean over the samples."""
     seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of right answers."""
-        return self.correct / self.samples
 
 
 def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -35,32 +30,33 @@ def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
     return rank * samples // ranks, (rank + 1) * samples // ranks
 
 
-def evaluate(model: nn.Module, split: Split, *, comm: Comm, precision: Precision, device: torch.device) -> Result:
+def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, precision: Precision) -> Result:
     """Evaluate a model; every rank calls this and gets the same result.
 
-    Counts are summed as whole numbers, the loss in float64: its last digits alone depend on the number of ranks.
+    Sums are float64, in which right answers are whole numbers and exact; the last digits of a loss or of an error
+    alone depend on the number of ranks.
 
     Args:
         model: the module itself, not the wrapped one: each rank may run it any number of times.
-        split: the samples.
+        part: the samples.
+        objective: gives loss and score.
         comm: the ranks.
         precision: of the arithmetic.
-        device: of the index.
     """
     began = time.perf_counter()
-    begin, end = share(split.count, comm.rank, comm.size)
-    right, loss = 0, 0.0
+    begin, end = share(part.count, comm.rank, comm.size)
+    score, loss = 0.0, 0.0
     training = model.training
     model.eval()
     with torch.inference_mode():
-        for first in range(begin, end, _BATCH):
-            images, labels = split.gather(torch.arange(first, min(first + _BATCH, end), device=device))
+        batches = (Wanted(torch.arange(first, min(first + _BATCH, end))) for first in range(begin, end, _BATCH))
+        for inputs, targets in part.stream(batches):
             with precision.arithmetic():
-                logits = model(images)
-            logits = logits.to(precision.dtype)
-            right += correct(logits, labels)
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum").item())
+                outputs = model(inputs)
+            outputs = outputs.to(precision.dtype)
+            score += objective.score(outputs, targets)
+            loss += float(objective.loss(outputs, targets).item())
     model.train(training)
-    samples, right = (int(count) for count in comm.sum(torch.tensor([end - begin, right])).tolist())
-    loss = float(comm.sum(torch.tensor([loss], dtype=torch.float64)).item())
-    return Result(samples, right, loss / samples, time.perf_counter() - began)
+    samples = int(comm.sum(torch.tensor([end - begin])).item())
+    loss, score = comm.sum(torch.tensor([loss, score], dtype=torch.float64)).tolist()
+    return Result(samples, score, loss / samples, time.perf_counter() - began)

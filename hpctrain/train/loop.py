@@ -12,14 +12,16 @@ import functools
 import hashlib
 import math
 import time
+from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 import torch
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
-from hpctrain.data.batches import Batches
+from hpctrain.data.batches import Batches, Share
+from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import JobError, WorldError
 from hpctrain.models.build import BUILDERS
@@ -30,6 +32,7 @@ from hpctrain.train import outcome, prepare
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
+from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
 from hpctrain.train.state import share_buffers
 from hpctrain.train.stop import Cause, Stop
@@ -75,6 +78,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
     data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
+    objective = OBJECTIVES[data.task]
     config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
     checkpoints = Checkpoints(run, attempt, plan, keep=config.checkpoint.keep, config_sha256=config_sha256)
     found = prepare.resume(checkpoints, comm, model, wrapped)
@@ -92,29 +96,37 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         rank=comm.rank,
         ranks=comm.size,
         seed=plan.seed,
-        device=device,
+        block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
     )
     rate = _rate(config, numbers)
     report = Report(
         run.metrics(attempt) if comm.rank == 0 else None,
         steps_per_epoch=numbers.steps_per_epoch,
         total_steps=total,
+        score_name=objective.score_name,
     )
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
     draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
-    meter, timer = Meter(), Timer()
+    shares: deque[Share] = deque()  # of steps whose batches are being made
+    coming = data.train.stream(_wanted(batches, start, total, comm, shares))
+    meter, timer = Meter(objective.score), Timer()
     cause: Cause | None = None
     result: Result | None = None
     done, seen, reported, lr = start, 0, 0, rate(max(start - 1, 0))
 
-    def evaluate_now() -> Result:
+    def evaluate_now() -> Result | None:
+        """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
         timer.pause()
         share_buffers(model, comm)
-        tested = evaluate(model, data.test, comm=comm, precision=precision, device=device)
-        report.write("test", step=done, samples=tested.samples, correct=tested.correct, loss=tested.loss, lr=lr,
-                     seconds=tested.seconds)  # fmt: skip
+        latest = None
+        for split, part in (("validation", data.validation), ("test", data.test)):
+            if part is None or (part is data.test and data.validation is not None and done < total):
+                continue
+            latest = evaluate(model, part, objective, comm=comm, precision=precision)
+            report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
+                         seconds=latest.seconds)  # fmt: skip
         timer.go_on()
-        return tested
+        return latest if data.validation is None or done == total else None
 
     def save(*, evaluated: bool) -> None:
         timer.pause()
@@ -130,22 +142,25 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         lr = rate(index)
         for group in wrapped.optimizer.param_groups:
             group["lr"] = lr
-        share = batches[index]
-        for number, (chosen, stand_in) in enumerate(zip(share.passes, share.stand_in, strict=True)):
+        for number in range(numbers.accumulate):
             last = number == numbers.accumulate - 1
+            inputs, targets = next(coming)
+            share = shares[0]
             if draws:
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
-            images, labels = data.train.gather(chosen)
             with precision.arithmetic():
-                logits = wrapped.forward(images, last=last)
-            logits = logits.to(precision.dtype)
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            if stand_in:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
+                outputs = wrapped.forward(inputs, last=last)
+            outputs = outputs.to(precision.dtype)
+            loss = objective.loss(outputs, targets)
+            if share.stand_in[
+                number
+            ]:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
-                meter.add(logits, labels, loss)
+                meter.add(outputs, targets, loss)
             wrapped.backward(loss / share.samples, last=last)
         wrapped.apply()
+        shares.popleft()
         done = index + 1
         seen += share.samples
         if sample_log is not None:
@@ -156,10 +171,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if done >= stop.next_step and done < total:
             cause = stop.agree(done, comm)
         if cause is not None or is_due(done, numbers.log_every_steps, total):
-            loss_sum, right = comm.sum(meter.totals()).tolist()
+            loss_sum, score = comm.sum(meter.totals()).tolist()
             _check_loss(loss_sum, done, lr)
             count = seen - reported
-            report.write("train", step=done, samples=count, correct=right, loss=loss_sum / count, lr=lr,
+            report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
                          seconds=timer.lap())  # fmt: skip
             meter.reset()
             reported = seen
@@ -171,9 +186,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if is_due(done, numbers.checkpoint_every_steps, total):
             save(evaluated=True)
 
+    coming.close()
     if cause is None and result is None:  # the attempt before saved the last step, and no more
         result = evaluate_now()
     training_s = timer.seconds()
+    score = None if result is None else result.score / result.samples
     ended = Outcome(
         verdict="completed" if cause is None else "stopped",
         cause=cause,
@@ -181,7 +198,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         step=done,
         total_steps=total,
         epoch=done / numbers.steps_per_epoch,
-        accuracy=None if result is None else result.accuracy,
+        accuracy=score if objective.score_name == "accuracy" else None,
+        error=score if objective.score_name == "error" else None,
         loss=None if result is None else result.loss,
         samples_per_s=seen / training_s if seen else None,
         time_s=time.perf_counter() - began,
@@ -194,6 +212,15 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         outcome.write(run, attempt, ended)
     comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
     return ended
+
+
+def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque[Share]") -> Iterator[Wanted]:
+    """Say which batches are wanted from a step on, across epochs; their shares go to the queue for the loop."""
+    for index in range(start, total):
+        share = batches[index]
+        shares.append(share)
+        for number, ids in enumerate(share.passes):
+            yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
 
 
 def _rate(config: Config, numbers: prepare.Numbers) -> functools.partial[float]:

@@ -3,8 +3,9 @@
 import io
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -15,45 +16,50 @@ _HELD_VALUES = 2**20
 
 
 class Meter:
-    """Loss and accuracy of an interval on this rank.
+    """Loss and score of an interval on this rank.
 
     Passes are only held, and counted together once in a while: a step is charged with two list entries, not with the
     five small kernels that counting takes.
+
+    Args:
+        score: of outputs and targets, summed over the samples; see `hpctrain.train.objective`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, score: Callable[[Tensor, Tensor], float]) -> None:
+        self._score_of = score
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         self._values = 0
         self._loss = 0.0
-        self._correct = 0
+        self._score = 0.0
 
-    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Take a pass: logits `(B, K)`, labels int64 `(B,)` and the loss summed over the samples."""
-        self._held.append((logits.detach(), labels, loss_sum.detach()))
-        self._values += logits.numel()
+    def add(self, outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
+        """Take a pass: outputs `(B, K)`, targets `(B,)` or `(B, K)`, and the loss summed over the samples."""
+        self._held.append((outputs.detach(), targets, loss_sum.detach()))
+        self._values += outputs.numel()
         if len(self._held) == _HELD_PASSES or self._values > _HELD_VALUES:
             self._count()
 
     def totals(self) -> Tensor:
-        """Return this rank's sum of losses and number of right answers so far, float64 `(2,)` on the CPU."""
+        """Return this rank's sums of losses and scores so far, float64 `(2,)` on the CPU."""
         self._count()
-        return torch.tensor([self._loss, self._correct], dtype=torch.float64)
+        return torch.tensor([self._loss, self._score], dtype=torch.float64)
 
     def reset(self) -> None:
         """Begin a new interval; call it after `totals`."""
-        self._loss, self._correct = 0.0, 0
+        self._loss, self._score = 0.0, 0.0
 
     def _count(self) -> None:
         if not self._held:
             return
-        logits, labels, losses = zip(*self._held, strict=True)
+        outputs, targets, losses = zip(*self._held, strict=True)
         self._held, self._values = [], 0
         self._loss += float(torch.stack(losses).double().sum().item())
-        self._correct += correct(torch.cat(logits), torch.cat(labels))
+        self._score += self._score_of(torch.cat(outputs), torch.cat(targets))
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`."""
+    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`, or likeliest label `(B, K)`."""
+    labels = labels if labels.ndim == 1 else labels.argmax(1)
     return int((logits.argmax(1) == labels).sum().item())
 
 
@@ -109,22 +115,31 @@ class Report:
         path: the file; None on all other ranks, which write nothing.
         steps_per_epoch: optimizer steps of one pass.
         total_steps: of the whole training.
+        score_name: accuracy, or error (mean absolute error) where numbers are predicted.
     """
 
-    def __init__(self, path: Path | None, *, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+        score_name: Literal["accuracy", "error"] = "accuracy",
+    ) -> None:
         self._lines = None if path is None else Lines(path)
+        self._score_name = score_name
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
 
     def write(
-        self, split: str, *, step: int, samples: int, correct: float, loss: float, lr: float, seconds: float
+        self, split: str, *, step: int, samples: int, score: float, loss: float, lr: float, seconds: float
     ) -> None:
         """Write one interval or evaluation.
 
         Args:
-            split: train or test.
+            split: train, validation or test.
             step: optimizer steps done.
             samples: over all ranks since the last such line.
-            correct: of these.
+            score: right answers, or absolute errors, summed over these.
             loss: mean over these.
             lr: used in the step just done.
             seconds: that these samples took.
@@ -137,7 +152,7 @@ class Report:
             "step": step,
             "split": split,
             "loss": loss,
-            "accuracy": correct / samples,
+            self._score_name: score / samples,
             "lr": lr,
             "samples_per_s": samples / seconds,
             "samples": samples,
@@ -145,7 +160,7 @@ class Report:
         self._lines.write(record)
         print(
             f"{split:5}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "
-            f"accuracy {record['accuracy']:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s",
+            f"{self._score_name} {score / samples:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s",
             flush=True,
         )
 

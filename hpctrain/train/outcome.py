@@ -19,7 +19,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     epoch: float
     """Passes over the training set that are done."""
     accuracy: float | None = None
-    """Of the last evaluation of this attempt on the test set; None if it had none."""
+    """Of the last evaluation of this attempt on the test set; None if it had none, or where numbers are predicted."""
+    error: float | None = None
+    """Mean absolute error of the same evaluation where numbers are predicted, in the unit of the target."""
     loss: float | None = None
     """Of the same evaluation."""
     samples_per_s: float | None = None
@@ -29,10 +31,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     def line(self) -> str:
         """Return the last line of a run, for people."""
-        accuracy = "not evaluated" if self.accuracy is None else f"accuracy {self.accuracy:.4f}"
+        scores = {"accuracy": self.accuracy, "error": self.error}
+        score = next((f"{name} {value:.4f}" for name, value in scores.items() if value is not None), "not evaluated")
         speed = "" if self.samples_per_s is None else f", {self.samples_per_s:,.0f} samples/s"
         how = self.verdict if self.cause is None else f"{self.verdict} ({self.cause})"
-        return f"{how}: step {self.step}/{self.total_steps}, {accuracy}{speed}, {self.time_s:.1f} s"
+        return f"{how}: step {self.step}/{self.total_steps}, {score}{speed}, {self.time_s:.1f} s"
 
 
 def write(run: RunDir, attempt: int, outcome: Outcome) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hpctrain.config.schema import Config
-from hpctrain.data import images
+from hpctrain.data.dataset import Dataset, Wanted
+from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
@@ -22,6 +23,7 @@ class Numbers(NamedTuple):
     """The numbers of a plan that trains: all of them are known."""
 
     train_samples: int
+    validation_samples: int
     test_samples: int
     global_batch: int
     accumulate: int
@@ -38,7 +40,7 @@ class Numbers(NamedTuple):
 class Parts(NamedTuple):
     """What one rank trains with."""
 
-    data: images.Dataset
+    data: Dataset
     model: nn.Module
     step: Step
     precision: Precision
@@ -76,27 +78,17 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     if config.data is None or config.model is None or config.optim is None:
         raise AssertionError("a config that trains has these sections")
     precision = Precision(config.precision, device)
-    data = images.load(
-        config.data,
-        path=plan.data_path,
-        train_samples=numbers.train_samples,
-        seed=plan.seed,
-        device=device,
-        dtype=precision.dtype,
-    )
-    if (data.train.count, data.test.count) != (numbers.train_samples, numbers.test_samples):
-        raise DataError(
-            f"{config.data.dataset} has {data.train.count} training and {data.test.count} test samples; "
-            f"{numbers.train_samples} and {numbers.test_samples} are planned",
-            "the files changed after the run was submitted; submit it again",
-        )
-    model = models.build(config.model, shape=data.shape, classes=data.classes, seed=plan.seed)
+    data = load(config.data, plan, device=device, dtype=precision.dtype)
+    _check_counts(config.data.dataset, data, numbers)
+    for note in data.notes if comm.rank == 0 else ():
+        print(f"hpctrain: {note}", flush=True)
+    model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
     model = model.to(device, precision.dtype)
     scaler = precision.scaler()
     optimizer = optim.build(config.optim, model.parameters(), scaled=scaler is not None)
-    example, _ = data.train.gather(torch.arange(min(2, numbers.train_samples), device=device))
+    example, _ = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
     with precision.arithmetic():
-        _try_out(model, example, data.classes, config.model.name)
+        _try_out(model, example, data, config.model.name)
         step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
     return Parts(data, model, step, precision)
 
@@ -127,7 +119,27 @@ def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -
     return manifest
 
 
-def _try_out(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:
+    """Refuse other samples than planned.
+
+    Raises:
+        DataError: there are more or fewer.
+    """
+    apart = 0 if data.validation is None else data.validation.count
+    if (data.train.count, data.test.count) != (numbers.train_samples, numbers.test_samples):
+        raise DataError(
+            f"{name} has {data.train.count} training and {data.test.count} test samples; "
+            f"{numbers.train_samples} and {numbers.test_samples} are planned",
+            "the files changed after the run was submitted; submit it again",
+        )
+    if apart != numbers.validation_samples:
+        raise DataError(
+            f"{name} has {apart} validation samples; {numbers.validation_samples} are planned",
+            "the files changed after the run was submitted; submit it again",
+        )
+
+
+def _try_out(model: nn.Module, example: Tensor, data: Dataset, name: str) -> None:
     """Let the model see one small batch before anything else depends on it."""
     training = model.training
     model.eval()  # so that running averages stay as they are
@@ -142,11 +154,15 @@ def _try_out(model: nn.Module, example: Tensor, classes: int, name: str) -> None
         ) from error
     finally:
         model.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (len(example), classes):
+    if not isinstance(logits, Tensor) or logits.shape != (len(example), data.outputs):
+        numbers = data.task == "number"
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise JobError(
-            f"model.name: {name} gives {got} for images of shape {tuple(example.shape)}",
-            f"it must return logits of shape (B, {classes}), one for each class",
+            f"model.name: {name} gives {got} for {'inputs' if example.ndim == 2 else 'images'} of shape "
+            f"{tuple(example.shape)}",
+            "it must return numbers of shape (B, 1), what it predicts for each sample"
+            if numbers
+            else f"it must return logits of shape (B, {data.outputs}), one for each class",
         )
     if not any(part.requires_grad for part in model.parameters()):
         raise JobError(f"model.name: {name} has no parameters to train")

@@ -34,10 +34,125 @@ COMMAND = "name: run\ncommand: [python, train.py]\n"
             "synthetic, path: /d",
             "2:34: data.path: synthetic reads no files; remove path, or use dataset: mnist",
         ),
+        (
+            "mnist",
+            "mnist, loader: processes",
+            "2:32: data.loader: mnist is read by threads; processes are for a dataset of your own",
+        ),
+        (
+            "mnist",
+            "mnist, on_error: skip",
+            "2:34: data.on_error: mnist is read as a whole, so nothing can be skipped; remove it",
+        ),
+        (
+            "mnist",
+            "folder, path: /d, args: {resize: 200}",
+            "2:50: data.args.resize: 200 is less than size, 224, which is cut out of it",
+        ),
+        (
+            "mnist",
+            "shards, path: /d, args: {mean: [0.5, 0.5]}",
+            "2:42: data.args.mean: has 2 numbers; give one for each channel, 3, or one for all",
+        ),
     ],
 )
 def test_a_rule_of_training(problems, good, old, new, message):
     assert problems(good.replace(old, new)) == [f"run.yaml:{message}"]
+
+
+TABLE = "{dataset: table, path: t.csv, split: {test: 0.1}, args: {target: y}}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "{dataset: idx}",
+            "2:1: data.path: missing; give the directory of its IDX files, named as those of MNIST",
+        ),
+        ("{dataset: cifar10}", "2:1: data.path: missing; give the directory of its .bin files"),
+        ("{dataset: cifar100}", "2:1: data.path: missing; give the directory of its .bin files"),
+        ("{dataset: folder}", "2:1: data.path: missing; give the directory of the pictures"),
+        ("{dataset: shards}", "2:1: data.path: missing; give the directory of the shards"),
+        (TABLE.replace("path: t.csv, ", ""), "2:1: data.path: missing; give the CSV file"),
+        (
+            TABLE.replace("test: 0.1", "validation: 0.1"),
+            "2:37: data.split.test: missing; a table has no test set of its own, so set some apart, such as 0.1",
+        ),
+        (
+            "{dataset: folder, path: p, args: {test: null}}",
+            "2:1: data.split.test: missing; with args.test: null set some apart, such as 0.1",
+        ),
+        (
+            "{dataset: shards, path: p, args: {test: null}}",
+            "2:1: data.split.test: missing; with args.test: null set some apart, such as 0.1",
+        ),
+        (
+            "{dataset: mnist, split: {fold: 6/5}}",
+            "2:38: data.split.fold: there is no fold 6 of 5; give k/K, K of at least 2 and k from 1 to K",
+        ),
+        (
+            "{dataset: mnist, split: {fold: 1/1}}",
+            "2:38: data.split.fold: there is no fold 1 of 1; give k/K, K of at least 2 and k from 1 to K",
+        ),
+        (
+            "{dataset: mnist, split: {fold: 1/5, validation: 0.1}}",
+            "2:55: data.split.validation: a fold is what is for validation; give one of fold and validation",
+        ),
+        (
+            "{dataset: mnist, split: {test: 0.5, validation: 0.5}}",
+            "2:55: data.split.validation: with split.test nothing is left for training; set fewer apart",
+        ),
+        (
+            "{dataset: synthetic, split: {fold: 1/5}}",
+            "2:28: data.split: synthetic images are random, there is nothing to set apart; remove it",
+        ),
+        (
+            "{dataset: cifar10, path: p, args: {only: [bird]}}",
+            "2:42: data.args.only: one class leaves nothing to tell apart; name two or more",
+        ),
+        ("{dataset: cifar10, path: p, args: {only: [a, b, a]}}", "2:42: data.args.only: 'a' is named twice"),
+        (
+            TABLE.replace("y}", "y, categories: [a, y]}"),
+            "2:75: data.args.categories: 'y' is the target, which is no input anyway; remove it here",
+        ),
+        (
+            TABLE.replace("y}", "y, categories: [a], leave_out: [a]}"),
+            "2:75: data.args.categories: 'a' is left out by leave_out; name it in one of them",
+        ),
+        (TABLE.replace("y}", "y, columns: [x, y, x]}"), "2:75: data.args.columns: 'x' is named twice"),
+        (
+            TABLE.replace("y}", "yy, columns: [x, y]}"),
+            "2:72: data.args.target: there is no column 'yy'; did you mean 'y'? the columns are: x, y",
+        ),
+        (TABLE.replace("y}", "y, columns: [y]}"), "2:57: data.args.leave_out: no column is left as an input"),
+        (
+            TABLE.replace("y}", "y, task: classification, offset: 1}"),
+            "2:105: data.args.offset: is added to numbers, and classes are names; remove it, or use task: regression",
+        ),
+    ],
+)
+def test_a_rule_of_data(problems, good, data, message):
+    assert problems(good.replace("{dataset: mnist}", data)) == [f"run.yaml:{message}"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TABLE,
+        TABLE.replace("y}", "y, columns: [x, y, z], categories: [x], task: classification}"),
+        "{dataset: cifar100, path: p, args: {only: [bee, bear]}, split: {fold: 5/5}}",
+        "{dataset: folder, path: p, args: {test: null}, split: {test: 0.1, validation: 0.2}}",
+        "{dataset: idx, path: p}",
+    ],
+)
+def test_what_no_rule_of_data_forbids(load, good, data):
+    assert load(good.replace("{dataset: mnist}", data)).config.data.path
+
+
+def test_a_table_has_no_images(problems, good):
+    text = good.replace("{dataset: mnist}", TABLE).replace("mlp", "cnn")
+    assert problems(text) == ["run.yaml:3:15: model.name: cnn needs images, and a table has none; use mlp"]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +214,64 @@ def test_a_step_schedule_and_nesterov_with_what_they_need(load, good):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "most"), [("mnist", 4), ("digits", 3), ("synthetic, args: {shape: [1, 64, 33]}", 5)]
+    ("dataset", "most"),
+    [
+        ("mnist", 4),
+        ("digits", 3),
+        ("cifar10, path: p", 5),
+        ("folder, path: p, args: {size: 100}", 6),
+        ("synthetic, args: {shape: [1, 64, 33]}", 5),
+    ],
 )
 def test_pooling_must_leave_a_pixel(load, problems, good, dataset, most):
     text = good.replace("mnist", dataset).replace("mlp", "cnn, args: {channels: [BLOCKS]}")
     assert load(text.replace("BLOCKS", ", ".join(["8"] * most)))
     assert f"give at most {most} for this dataset" in problems(text.replace("BLOCKS", ", ".join(["8"] * (most + 1))))[0]
+
+
+IMAGES = "is for images, not for a table; remove it"
+CLASSES = "is for classes, not for a regression; remove it, or use task: classification"
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ("mnist, augment: {crop: padded, padding: 28}",
+     "data.augment.padding: 28 pixels can move all 28 out of sight; give at most 27"),
+    ("cifar10, path: /c, augment: {cutout: 32}",
+     "data.augment.cutout: a square of 32 blanks all 32 pixels; give at most 31"),
+    ("synthetic, args: {shape: [3, 9, 6]}, augment: {cutout: 6}",
+     "data.augment.cutout: a square of 6 blanks all 6 pixels; give at most 5"),
+    ("folder, path: /p, args: {size: 64}, augment: {cutout: 64}",
+     "data.augment.cutout: a square of 64 blanks all 64 pixels; give at most 63"),
+    ("digits, augment: {crop: resized}",
+     "data.augment.crop: resized is for encoded pictures, not for digits; use padded or none"),
+    ("folder, path: /p, augment: {scale: [1, 0.5]}",
+     "data.augment.scale: runs from 1 down to 0.5; give the smaller number first"),
+    ("folder, path: /p, augment: {ratio: [2, 1.5]}",
+     "data.augment.ratio: runs from 2 down to 1.5; give the smaller number first"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {flip: true}", f"data.augment.flip: {IMAGES}"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y, task: classification}, augment: {cutmix: 1}",
+     f"data.augment.cutmix: {IMAGES}"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {mixup: 0.2}", f"data.augment.mixup: {CLASSES}"),
+    ("table, path: /t, split: {test: 0.1}, args: {target: y}, augment: {label_smoothing: 0.1}",
+     f"data.augment.label_smoothing: {CLASSES}"),
+    ("mnist, shuffle: blocks, split: {validation: 0.1}",
+     "data.shuffle: a split leaves no neighbours together; use shuffle: full, or remove split"),
+])  # fmt: skip
+def test_a_rule_of_augmentation_and_order(problems, good, data, message):
+    [found] = problems(good.replace("mnist", data))
+    where, _, said = found.partition(" ")
+    assert (where.startswith("run.yaml:2:"), said) == (True, message)
+
+
+@pytest.mark.parametrize("data", [
+    "mnist, augment: {crop: padded, padding: 27, flip: true, jitter: 0.4, cutout: 27, mixup: 1, cutmix: 1}",
+    "idx, path: /i, augment: {cutout: 100}",  # the ranks will know how large the images are
+    "folder, path: /p, augment: {crop: resized, cutout: 223}",
+    "table, path: /t, split: {test: 0.1}, args: {target: y, task: classification}, augment: {mixup: 0.2}",
+    "mnist, shuffle: blocks, block: 64, samples: 100",
+])  # fmt: skip
+def test_what_augmentation_and_order_allow(load, good, data):
+    assert load(good.replace("mnist", data))
 
 
 @pytest.mark.parametrize(

@@ -136,15 +136,21 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
         (
             "mlp",
             "resnet",
-            "3:15: model.name: expected one of mlp, cnn, or the user's own as package.module:function, got 'resnet'",
+            (
+                "3:15: model.name: expected one of mlp, cnn, resnet18, resnet34, resnet50, resnet101, resnet152, or "
+                "the user's own as package.module:function, got 'resnet'; did you mean resnet50?"
+            ),
         ),
         (
             "mlp",
             "pkg.né:f",
-            "3:15: model.name: expected one of mlp, cnn, or the user's own as package.module:function, got 'pkg.né:f'",
+            (
+                "3:15: model.name: expected one of mlp, cnn, resnet18, resnet34, resnet50, resnet101, resnet152, or "
+                "the user's own as package.module:function, got 'pkg.né:f'"
+            ),
         ),
         ("mlp", "mlp, args: {hiden: 3}", "3:27: model.args.hiden: unknown argument of mlp; did you mean hidden?"),
-        ("mlp", "mlp, args: {depth: 3}", "3:27: model.args.depth: unknown argument of mlp; allowed: hidden"),
+        ("mlp", "cnn, args: {depth: 3}", "3:27: model.args.depth: unknown argument of cnn; allowed: channels, hidden"),
         (
             "name: mlp",
             "args: {hidden: 3}, name: mlp",
@@ -170,7 +176,10 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
         (
             "mnist",
             "mnits",
-            "2:17: data.dataset: expected one of mnist, digits, synthetic, got 'mnits'; did you mean mnist?",
+            (
+                "2:17: data.dataset: expected one of mnist, digits, synthetic, idx, cifar10, cifar100, folder, shards, "
+                "table, or the user's own as package.module:function, got 'mnits'; did you mean mnist?"
+            ),
         ),
     ],
 )

@@ -57,8 +57,10 @@ def values(spec: Spec) -> st.SearchStrategy[Any]:
     elif issubclass(spec.base, msgspec.Struct):
         made = structs(spec.base)
     elif spec.base is tuple:
-        each = values(spec.items[0])
-        made = st.lists(each, min_size=spec.bounds.get("min_length", 0), max_size=3).map(tuple)
+        if spec.endless:
+            made = st.lists(values(spec.items[0]), min_size=spec.bounds.get("min_length", 0), max_size=3).map(tuple)
+        else:
+            made = st.tuples(*map(values, spec.items))
     elif spec.base is bool:
         made = st.booleans()
     elif spec.base is int:
@@ -99,12 +101,17 @@ def arguments(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     )
 
 
+def with_arguments(data: schema.Data) -> st.SearchStrategy[schema.Data]:
+    kind = schema.DATASET_ARGS.get(data.dataset)
+    return st.just(data) if kind is None else arguments(kind).map(lambda args: msgspec.structs.replace(data, args=args))
+
+
 TRAINING = st.fixed_dictionaries({
     "model": st.sampled_from(sorted(schema.MODEL_ARGS)).flatmap(
         lambda name: st.builds(schema.Model, name=st.just(name), args=arguments(schema.MODEL_ARGS[name]))
     )
     | st.builds(schema.Model, name=st.just("pkg.net:build"), args=st.dictionaries(TEXTS, FREE, max_size=3)),
-    "data": structs(schema.Data),
+    "data": structs(schema.Data).flatmap(with_arguments),
     "batch": st.builds(schema.Batch, per_rank=st.integers(1, 10**6), tail=st.sampled_from(["keep", "drop"])),
     "optim": structs(schema.Optim),
     "train": st.builds(schema.Train, epochs=st.integers(1, 10**6), eval_every=values(take_apart(Duration))),
@@ -172,6 +179,11 @@ slurm:
   time: 12:00:00
 data:
   dataset: mnist
+  shuffle: full
+  block: 256
+  workers: auto
+  loader: threads
+  on_error: stop
 model:
   name: mlp
   args:

@@ -18,7 +18,6 @@ def batches(n, global_batch, accumulate, rank, ranks, *, drop=False, seed=3):
         rank=rank,
         ranks=ranks,
         seed=seed,
-        device=torch.device("cpu"),
     )
 
 

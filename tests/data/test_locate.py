@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpctrain.config import schema
+from hpctrain.config.datasets import Split
 from hpctrain.data.locate import locate
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
@@ -96,7 +97,7 @@ def test_a_missing_file_is_named_with_its_spellings(mnist):
     assert said(mnist) == (
         "DIR: no t10k-labels-idx1-ubyte, and no t10k-labels-idx1-ubyte.gz, t10k-labels.idx1-ubyte, "
         "t10k-labels.idx1-ubyte.gz\n"
-        "  put MNIST's four IDX files there (from https://ossci-datasets.s3.amazonaws.com/mnist/), or give their "
+        "  put the four IDX files there (MNIST's are at https://ossci-datasets.s3.amazonaws.com/mnist/), or give their "
         "directory: data.path=DIR"
     )
 
@@ -135,6 +136,35 @@ def test_images_and_labels_must_be_as_many(mnist):
     (mnist / "train-images-idx3-ubyte").write_bytes(idx(19, 4, 4))
     assert "holds 19 images" in said(mnist)
     assert "holds 20 labels" in said(mnist)
+
+
+def test_training_and_test_images_must_have_the_same_size(mnist):
+    (mnist / "t10k-images.idx3-ubyte").write_bytes(idx(5, 4, 8))
+    assert said(mnist) == (
+        "DIR: the training images have 4 x 4 pixels, the test images 4 x 8\n"
+        "  they do not belong together: download both again"
+    )
+
+
+def test_others_of_the_family_are_found_by_the_same_names(mnist):
+    found = locate(schema.Data(dataset="idx", path=str(mnist), split=Split(validation=0.2)), {})
+    assert found == Samples(train=16, validation=4, test=5, path=str(mnist))
+
+
+def test_a_table_is_counted_and_split(tmp_path):
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,2\n" * 2500)
+    data = schema.Data(
+        dataset="table", path=str(tmp_path / "t.csv"), args={"target": "y"}, split=Split(test=0.1, fold="1/3")
+    )
+    found = locate(data, {})
+    assert found == Samples(train=1500, validation=750, test=250, path=str(tmp_path / "t.csv"))
+
+
+def test_a_table_that_leaves_nothing_to_train_on_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("x,y\n1,2\n")
+    data = schema.Data(dataset="table", path=str(tmp_path / "t.csv"), args={"target": "y"}, split=Split(test=0.6))
+    with pytest.raises(UsageError, match="table has no training samples: 1 are split into 0 for training, 0 for"):
+        locate(data, {})
 
 
 def test_labels_in_place_of_images(mnist):

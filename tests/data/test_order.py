@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpctrain.data.order import micro_batch, order
+from hpctrain.data.order import block_order, micro_batch, order
 
 
 def _whole(n, seed=0, epoch=0):
@@ -89,3 +90,85 @@ def test_micro_batches_share_out_a_batch_evenly_and_in_order(samples, parts):
     assert cuts[-1][1] == samples
     sizes = [high - low for low, high in cuts]
     assert max(sizes) - min(sizes) <= 1
+
+
+def _blocks(n, block, seed=0, epoch=0):
+    return block_order(n, seed, epoch, np.arange(n), block)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000), st.integers(2, 400), st.integers(0, 2**63), st.integers(0, 10**6))
+def test_an_epoch_of_runs_shows_each_sample_once(n, block, seed, epoch):
+    assert (np.sort(_blocks(n, block, seed, epoch)) == np.arange(n)).all()
+
+
+def test_every_small_set_is_cut_into_runs_without_loss():
+    for n in range(1, 100):
+        for block in (2, 3, 8):
+            assert (np.sort(_blocks(n, block, n)) == np.arange(n)).all(), (n, block)
+
+
+def test_a_position_alone_gives_the_same_sample_as_the_whole_epoch_of_runs():
+    whole = _blocks(1003, 8, 7, 3)
+    for position in (0, 1, 499, 1002):
+        assert block_order(1003, 7, 3, [position], 8) == whole[position]
+    assert (block_order(1003, 7, 3, [[5, 2], [2, 5]], 8) == whole[[[5, 2], [2, 5]]]).all()
+    with pytest.raises(IndexError, match="of 10 samples"):
+        block_order(10, 0, 0, [10], 4)
+
+
+@pytest.mark.parametrize(("n", "block"), [(100_000, 256), (100_003, 100), (65_536, 64)])
+def test_whoever_reads_ahead_meets_few_runs_at_a_time(n, block):
+    """Any stretch of the epoch touches the 16 to 32 runs of its window, twice as many where two windows meet."""
+    found = _blocks(n, block) // block
+    for begin in range(0, n - 64 * block, 5 * block):
+        assert len(np.unique(found[begin : begin + block])) <= 64
+    # and a run is read within one window, of the last ones at most 64 runs
+    first, last = np.full(found.max() + 1, n), np.zeros(found.max() + 1, int)
+    np.minimum.at(first, found, np.arange(n))
+    np.maximum.at(last, found, np.arange(n))
+    assert (last - first).max() < 64 * block
+    assert np.median(last - first) < 32 * block
+    # it is no sequence either: the next sample is the next position's once in a window, as by chance
+    assert (np.diff(_blocks(n, block)) == 1).mean() < 3 / (16 * block)
+
+
+def test_the_short_run_stands_anywhere():
+    """Its samples come early in some epochs and late in others."""
+    places = [np.flatnonzero(_blocks(1001, 4, 0, epoch) == 1000)[0] for epoch in range(200)]
+    counts, _ = np.histogram(places, bins=5, range=(0, 1001))
+    assert abs(_deviations(counts, 40, 4)) < 5
+
+
+@pytest.mark.parametrize(("n", "block"), [(48, 2), (201, 4)])
+def test_every_sample_of_the_runs_stands_at_every_position_equally_often(n, block):
+    epochs = 400
+    counts = np.zeros((n, n))
+    for epoch in range(epochs):
+        counts[np.arange(n), _blocks(n, block, 1, epoch)] += 1
+    # neighbours move together, which widens the statistic by the samples of a run at most
+    assert abs(_deviations(counts, epochs / n, (n - 1) ** 2)) < 5 * math.sqrt(block)
+
+
+def test_windows_are_shuffled_each_in_its_own_way():
+    n, block = 2**17, 256  # 32 windows of 4096
+    places = _blocks(n, block) % block
+    windows = places.reshape(-1, 4096).astype(float)
+    correlations = np.corrcoef(windows)[np.triu_indices(32, 1)]
+    assert np.abs(correlations).max() < 5 / 64
+    for epoch in (1, 2):
+        assert abs(np.corrcoef(places, _blocks(n, block, 0, epoch) % block)[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_huge_datasets_of_runs_need_memory_for_the_batch_alone():
+    n = 2**50 - 87
+    for begin in (0, n // 3, n - 100_000):
+        found = block_order(n, 1, 2, np.arange(begin, begin + 100_000), 1000)
+        assert 0 <= found.min() <= found.max() < n
+        assert len(np.unique(found)) == 100_000
+        assert len(np.unique(found // 1000)) < 100 + 2 * 64
+
+
+def test_the_order_of_runs_of_this_version_is_that_of_every_version():
+    assert _blocks(11, 4).tolist() == [4, 7, 5, 6, 0, 1, 2, 9, 10, 3, 8]
+    assert block_order(60_000, 0, 1, np.arange(5), 256).tolist() == [29440, 24050, 6863, 16679, 29552]

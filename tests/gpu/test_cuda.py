@@ -49,3 +49,37 @@ def test_a_second_rank_without_a_gpu_of_its_own_is_refused(tmp_path, monkeypatch
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 4
     assert "was promised a GPU" in done.stderr
+
+
+def test_batches_that_are_copied_beside_the_computation_are_whole():
+    import torch
+
+    from hpctrain.data.batch import Kind
+    from hpctrain.data.dataset import Wanted
+    from hpctrain.data.loader import Loader
+
+    class Numbers:
+        def fill(self, task):
+            for row in range(task.begin, task.end):
+                task.inputs[row] = int(task.wanted.ids[row]) % 251
+                task.labels[row] = task.wanted.ids[row]
+            return []
+
+        def close(self):
+            pass
+
+    kind, cuda = Kind((3, 64, 64), torch.uint8, channels_last=True), torch.device("cuda", 0)
+    loader = Loader(lambda _: Numbers(), kind, count=10**6, device=cuda, workers="4")
+    wanted = (Wanted(torch.arange(first, first + 64 - first % 3)) for first in range(0, 64 * 200, 64))
+    busy = torch.randn(2048, 2048, device=cuda)
+
+    def finish(batch, inputs, labels):
+        nonlocal busy
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+        busy = (busy @ busy).tanh()  # the stream of the computation lags behind, as in training
+        right = (inputs == (labels % 251).to(torch.uint8)[:, None, None, None]).all() & (
+            labels == batch.ids.to(cuda)
+        ).all()
+        return right.clone()
+
+    assert all(bool(right) for right in list(loader.stream(wanted, finish)))

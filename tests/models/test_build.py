@@ -37,6 +37,14 @@ def test_models_have_the_layers_they_are_asked_for(name, args, weights):
     assert model(torch.zeros(3, *SHAPE)).shape == (3, 10)
 
 
+@pytest.mark.parametrize(("activation", "expected"), [("relu", [0.0, 2.0]), ("tanh", [-0.9640, 0.9640])])
+def test_a_table_goes_through_dense_layers_and_their_activation(activation, expected):
+    model = build("mlp", shape=(7,), classes=1, hidden=[2], activation=activation)
+    assert [tuple(part.shape) for part in model.parameters()] == [(2, 7), (2,), (1, 2), (1,)]
+    assert model(torch.zeros(5, 7)).shape == (5, 1)
+    assert model[2](torch.tensor([-2.0, 2.0])).tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_pooling_before_relu_changes_nothing():
     from torch import nn
 

@@ -1,0 +1,163 @@
+"""Rules between the fields of the section `data`, and what a model makes of a dataset."""
+
+from collections.abc import Iterator
+
+from hpctrain.config.datasets import (
+    DATASET_ARGS,
+    Augment,
+    CifarArgs,
+    Data,
+    FolderArgs,
+    PictureArgs,
+    ShardsArgs,
+    Split,
+    SyntheticArgs,
+    TableArgs,
+)
+from hpctrain.config.schema import CnnArgs, Model, arguments
+
+_FILES = {
+    "idx": "the directory of its IDX files, named as those of MNIST",
+    "cifar10": "the directory of its .bin files",
+    "cifar100": "the directory of its .bin files",
+    "folder": "the directory of the pictures",
+    "shards": "the directory of the shards",
+    "table": "the CSV file",
+}
+"""Datasets that need `path`, and what it names."""
+
+_IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
+
+Found = Iterator[tuple[str, str]]
+
+
+def check(data: Data, model: Model | None) -> Found:
+    """Yield the dotted key to blame, and a message."""
+    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    yield from _path(data)
+    yield from _split(data, args)
+    yield from _reading(data, args)
+    yield from _order(data)
+    yield from _augment(data, args)
+    if isinstance(args, TableArgs):
+        from hpctrain.config import columns  # only a table pays for it
+
+        for key, problem in columns.problems(args, args.columns):
+            yield f"data.args.{key}", problem
+    if isinstance(args, CifarArgs):
+        yield from _only(args)
+    if model is not None and model.name == "cnn":
+        yield from _pooling(data, args, model)
+
+
+def _path(data: Data) -> Found:
+    if data.path is not None and data.dataset in {"digits", "synthetic"}:
+        yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
+    if data.path is None and data.dataset in _FILES:
+        yield "data.path", f"missing; give {_FILES[data.dataset]}"
+
+
+def _split(data: Data, args: object) -> Found:
+    """What is set apart: once, of what there is, and for datasets that have no test set of their own."""
+    split = data.split
+    if split.fold is not None:
+        part, parts = map(int, split.fold.split("/"))
+        if parts < 2 or part > parts:
+            yield "data.split.fold", f"there is no fold {part} of {parts}; give k/K, K of at least 2 and k from 1 to K"
+        if split.validation:
+            yield "data.split.validation", "a fold is what is for validation; give one of fold and validation"
+    if split.test + split.validation >= 1:
+        yield "data.split.validation", "with split.test nothing is left for training; set fewer apart"
+    if data.dataset == "synthetic" and (split.test or split.validation or split.fold):
+        yield "data.split", "synthetic images are random, there is nothing to set apart; remove it"
+    if not split.test and data.dataset == "table":
+        yield "data.split.test", "missing; a table has no test set of its own, so set some apart, such as 0.1"
+    if not split.test and isinstance(args, FolderArgs | ShardsArgs) and args.test is None:
+        yield "data.split.test", "missing; with args.test: null set some apart, such as 0.1"
+
+
+def _only(args: CifarArgs) -> Found:
+    if len(args.only) == 1:
+        yield "data.args.only", "one class leaves nothing to tell apart; name two or more"
+    for name in sorted({name for name in args.only if args.only.count(name) > 1}):
+        yield "data.args.only", f"{name!r} is named twice"
+
+
+def _reading(data: Data, args: object) -> Found:
+    own = ":" in str(data.dataset)  # None where what is given is no dataset, which is reported elsewhere
+    if data.loader == "processes" and not own:
+        yield "data.loader", f"{data.dataset} is read by threads; processes are for a dataset of your own"
+    if not isinstance(args, PictureArgs):
+        if data.on_error == "skip" and not own:
+            yield "data.on_error", f"{data.dataset} is read as a whole, so nothing can be skipped; remove it"
+        return
+    if args.resize < args.size:
+        yield "data.args.resize", f"{args.resize} is less than size, {args.size}, which is cut out of it"
+    channels = 3 if args.channels == "rgb" else 1
+    for key in ("mean", "std"):
+        given = getattr(args, key)
+        if given is not None and len(given) not in {1, channels}:
+            yield f"data.args.{key}", f"has {len(given)} numbers; give one for each channel, {channels}, or one for all"
+
+
+def _order(data: Data) -> Found:
+    if data.shuffle == "blocks" and data.split != Split():
+        yield "data.shuffle", "a split leaves no neighbours together; use shuffle: full, or remove split"
+
+
+def _augment(data: Data, args: object) -> Found:
+    augment = data.augment
+    for key in ("scale", "ratio"):
+        low, high = getattr(augment, key)
+        if low > high:
+            yield f"data.augment.{key}", f"runs from {low:g} down to {high:g}; give the smaller number first"
+    if isinstance(args, TableArgs):
+        yield from _augment_table(data, args)
+        return
+    if augment.crop == "resized" and not isinstance(args, PictureArgs):
+        yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
+    yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, _side(data, args)))
+
+
+def _augment_table(data: Data, args: TableArgs) -> Found:
+    """Numbers in columns are no images; classes may be mixed and smoothed, numbers not."""
+    default, classes = Augment(), args.task == "classification"
+    for key in Augment.__struct_fields__:
+        if getattr(data.augment, key) == getattr(default, key):
+            continue
+        if key not in {"mixup", "label_smoothing"}:
+            yield f"data.augment.{key}", "is for images, not for a table; remove it"
+        elif not classes:
+            yield f"data.augment.{key}", "is for classes, not for a regression; remove it, or use task: classification"
+
+
+def too_large(augment: Augment, side: int | None) -> Found:
+    """Say which options do not fit images whose shorter side has so many pixels; None: not known yet."""
+    if side is None:
+        return
+    if augment.crop == "padded" and augment.padding >= side:
+        yield "padding", f"{augment.padding} pixels can move all {side} out of sight; give at most {side - 1}"
+    if augment.cutout >= side:
+        yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
+
+
+def _pooling(data: Data, args: object, model: Model) -> Found:
+    if data.dataset == "table":
+        yield "model.name", "cnn needs images, and a table has none; use mlp"
+        return
+    side = _side(data, args)
+    if side is None:  # the ranks see it
+        return
+    blocks, most = len(arguments(CnnArgs, model.args).channels), side.bit_length() - 1
+    if blocks > most:
+        yield (
+            "model.args.channels",
+            f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
+        )
+
+
+def _side(data: Data, args: object) -> int | None:
+    """Return the shorter side of the images that the model gets, where the config tells."""
+    if isinstance(args, SyntheticArgs):
+        return min(args.shape[1:])
+    return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)

@@ -1,0 +1,32 @@
+"""How many samples are for training, validation and testing; no numpy, for the login node."""
+
+from typing import NamedTuple
+
+from hpctrain.config.datasets import Split
+
+LARGEST = 2**28
+"""Bytes of one encoded sample: what claims to be larger is not read, so that no file can fill the memory."""
+
+
+class Sizes(NamedTuple):
+    """How many samples a set has for each purpose."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def sizes(total: int, split: Split) -> Sizes:
+    """Count, without any sample being looked at."""
+    test, (low, high) = cuts(total, split)
+    return Sizes(total - test - (high - low), high - low, test)
+
+
+def cuts(total: int, split: Split) -> tuple[int, tuple[int, int]]:
+    """Cut a permutation: so many positions at the front are for testing, those of the range for validation."""
+    test = round(total * split.test)
+    rest = total - test
+    if split.fold is None:
+        return test, (test, test + round(total * split.validation))
+    part, parts = map(int, split.fold.split("/"))
+    return test, (test + (part - 1) * rest // parts, test + part * rest // parts)
