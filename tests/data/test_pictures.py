@@ -231,3 +231,23 @@ def test_augmentation_sees_training_pictures_as_bytes_and_then_the_batch(monkeyp
     [(inputs, targets)] = data.test.stream([Wanted(torch.tensor([1, 2]), 0, 7)])
     assert (inputs < 1.01).all()
     assert targets.tolist() == [1, 2]
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_is_flat_over_epochs():
+    import simplejpeg
+
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    source = Encoded([simplejpeg.encode_jpeg(pixels)] * 60, [0] * 60, ("a",))
+    data = opened(source, source, args={"size": 64, "resize": 72})
+    everything = list(torch.arange(60).split(20))
+    used = []
+    for _ in range(12):
+        for inputs, _ in data.train.stream(_wanted(everything)):
+            del inputs
+        used.append(resident_bytes())
+    # What is decoded in an epoch is 16 MB, what is read 4 MB, and the batches are 1 MB.
+    assert used[-1] - used[2] < 8 * 2**20, used
