@@ -7,7 +7,7 @@ from hpctrain.config.load import Loaded
 
 
 def problems(loaded: Loaded) -> list[str]:
-    """Return what is missing: the script of `command`, or the module or function of the model."""
+    """Return what is missing: the script of `command`, or a module or function of the dataset or the model."""
     config = loaded.config
     if config.command is not None:
         script = script_of(config.command)
@@ -15,11 +15,17 @@ def problems(loaded: Loaded) -> list[str]:
             return [
                 loaded.problem("command", f"there is no file {script} in {Path.cwd()}, which the job gets a copy of")
             ]
-    elif config.model is not None and ":" in config.model.name:
-        module, _, function = config.model.name.partition(":")
-        found = _problem_of(module, function, elsewhere=_runs_elsewhere(loaded))
-        return [loaded.problem("model.name", found)] if found else []
-    return []
+        return []
+    named = {
+        "data.dataset": "" if config.data is None else config.data.dataset,
+        "model.name": "" if config.model is None else config.model.name,
+    }
+    found = []
+    for key, name in named.items():
+        module, colon, function = name.partition(":")
+        problem = _problem_of(module, function, elsewhere=_runs_elsewhere(loaded)) if colon else ""
+        found += [loaded.problem(key, problem)] if problem else []
+    return found
 
 
 def script_of(command: tuple[str, ...]) -> str | None:

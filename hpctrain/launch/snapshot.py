@@ -56,7 +56,8 @@ def _is_secret(name: str) -> bool:
 
 def uses_own_code(config: Config) -> bool:
     """Say whether the config names code of the user's own: a command, or package.module:function."""
-    return config.command is not None or (config.model is not None and ":" in config.model.name)
+    named = (config.model.name if config.model else "", config.data.dataset if config.data else "")
+    return config.command is not None or any(":" in name for name in named)
 
 
 def revision(project: Path) -> dict[str, str | bool]:

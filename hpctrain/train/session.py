@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+import msgspec
 import torch
 
 from hpctrain.config.schema import Config
@@ -50,6 +51,9 @@ def run(
         timeout_s=config.dist.timeout,
         horovod=config.dist.horovod,
     )
+    if debug and config.data is not None:  # one thread, in which a debugger sees everything
+        alone = msgspec.structs.replace(config.data, workers="0", loader="threads")
+        config = msgspec.structs.replace(config, data=alone)
     train(run, attempt, config, plan, world, comm, device, stop, debug=debug)
     comm.close()
 

@@ -3,8 +3,10 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hpctrain.config.duration import Duration
 from tests.train.ranks import Job, Ranks, make_config
@@ -30,8 +32,20 @@ def ledger(jobs: list[Job]) -> dict[int, tuple[int, list[int]]]:
     return steps
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More small pictures in class folders than any case takes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 125), ("val", 2)):
+        for colour in ("blue", "red"):
+            (root / split / colour).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (9, 8), colour).save(root / split / colour / f"{number:03}.jpg")
+    return root
+
+
 @pytest.mark.parametrize("case", range(CASES))
-def test_each_sample_once_however_the_run_is_cut(ranks: Ranks, case):
+def test_each_sample_once_however_the_run_is_cut(ranks: Ranks, pictures: Path, case):
     draw = random.Random(case)  # noqa: S311 - a case, not a secret
     samples, global_batch = draw.randint(30, 250), draw.choice([12, 24, 36])
     tail = draw.choice(["keep", "keep", "drop"])
@@ -39,7 +53,8 @@ def test_each_sample_once_however_the_run_is_cut(ranks: Ranks, case):
     ways = [(size, passes) for size in (1, 2, 3, 4) for passes in (1, 2, 3) if not global_batch % (size * passes)]
     cut = draw.randint(1, EPOCHS * per_epoch - 1)
     run, jobs = ranks.run_dir(), []
-    data = {
+    read = {"dataset": "folder", "path": str(pictures), "args": {"size": 8, "resize": 8}} if case % 2 else {}
+    data = read | {
         "samples": samples,
         "workers": draw.choice(["auto", "1", "2", "3"]),
         "shuffle": draw.choice(["full", "blocks"]),
