@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hpctrain.data import crop
+from hpctrain.data import crop, jpeg
 from hpctrain.data.crop import Box
 from hpctrain.errors import DataError
 
@@ -31,6 +31,9 @@ _KEPT_BYTES = 4 * 2**20  # of which only as much is ever touched as pictures nee
 _interpolate = torch.ops.aten._upsample_bilinear2d_aa.out  # noqa: SLF001 - see `_scale`
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHRINKS = (8, 4, 2)  # libjpeg-turbo has vector code for these scales alone; others cost more than they save
+_SPARE_ROWS = 16  # below a part: its colours are interpolated with those of the rows beside it
+_WORTH_STOPPING = 0.95  # of the rows; the copy of the file costs as much as decoding the others
+_EXPECTED = "extraneous bytes before marker 0xd"  # libjpeg's words for what is left: up to the end, or a restart
 
 Pixels = npt.NDArray[np.uint8]
 Channels = Literal["rgb", "grey"]
@@ -42,8 +45,13 @@ class Picture(Protocol):
     height: int
     width: int
 
-    def pixels(self, channels: Channels, *, shrink: int = 1) -> Pixels:
-        """Decode to uint8 `(H, W, C)`, where the format allows it 1 / `shrink` as large.
+    def pixels(self, channels: Channels, *, shrink: int, bottom: int) -> Pixels:
+        """Decode to uint8 `(H, W, C)`.
+
+        Args:
+            channels: of the pixels.
+            shrink: make it 1 / `shrink` as large where the format allows it.
+            bottom: number of rows that are looked at; those below may be missing or wrong.
 
         Raises:
             DataError: it is truncated or damaged.
@@ -98,8 +106,8 @@ def _scale(picture: Picture, box: Box, channels: Channels, row: Tensor) -> None:
     """Scale a part of a picture to the height and width of `(C, H, W)`, which lies channels last."""
     _, height, width = row.shape
     shrink = next((by for by in _SHRINKS if box.height >= by * height and box.width >= by * width), 1)
-    pixels = picture.pixels(channels, shrink=shrink)
-    if pixels.shape[0] != picture.height:  # it was decoded to fewer pixels: the box, in those
+    pixels = picture.pixels(channels, shrink=shrink, bottom=box.top + box.height)
+    if pixels.shape[1] != picture.width:  # it was decoded to fewer pixels: the box, in those
         down, right = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
         top, left = round(box.top * down), round(box.left * right)
         box = Box(top, left, max(round(box.height * down), 1), max(round(box.width * right), 1))
@@ -147,11 +155,16 @@ class _Jpeg:
         self._content, self._where = content, where
         self.height, self.width = height, width
 
-    def pixels(self, channels: Channels, *, shrink: int = 1) -> Pixels:
-        space = "RGB" if channels == "rgb" else "GRAY"
+    def pixels(self, channels: Channels, *, shrink: int, bottom: int) -> Pixels:
+        space, depth = ("RGB", 3) if channels == "rgb" else ("GRAY", 1)
+        memory = _memory("pixels", self.height * self.width * depth)
+        rows = bottom + _SPARE_ROWS
+        if shrink == 1 and rows < _WORTH_STOPPING * self.height:
+            short = jpeg.shortened(self._content, rows)
+            if short is not None and _decoded_to_the_end(short, space, memory):
+                return memory[: rows * self.width * depth].reshape(rows, self.width, depth)
         least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)} if shrink > 1 else {}
         try:
-            memory = _memory("pixels", self.height * self.width * (3 if channels == "rgb" else 1))
             return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
                 self._content, space, fastdct=True, buffer=memory, **least
             )
@@ -159,7 +172,16 @@ class _Jpeg:
             if "premature end" in str(error).lower():
                 raise _damaged(self._where, str(error)) from None
         # Such as bytes between two markers, which harm nothing and are found in the wild.
-        return _ByPillow(self._content, self._where).pixels(channels)
+        return _ByPillow(self._content, self._where).pixels(channels, shrink=1, bottom=self.height)
+
+
+def _decoded_to_the_end(content: bytearray, space: str, memory: Pixels) -> bool:
+    """Decode what has been shortened; false if there is more to say of it than that."""
+    try:
+        simplejpeg.decode_jpeg(content, space, fastdct=True, buffer=memory)
+    except ValueError as error:
+        return _EXPECTED in str(error)
+    return True
 
 
 class _ByPillow:
@@ -179,7 +201,7 @@ class _ByPillow:
             raise _damaged(where, str(error)) from None
         self.width, self.height = self._image.size
 
-    def pixels(self, channels: Channels, *, shrink: int = 1) -> Pixels:  # noqa: ARG002 - nothing but JPEG scales
+    def pixels(self, channels: Channels, *, shrink: int, bottom: int) -> Pixels:  # noqa: ARG002 - as of JPEG alone
         try:
             image: Image.Image = self._image
             if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
