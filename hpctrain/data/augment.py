@@ -230,4 +230,4 @@ def _floor(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _to(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device)
+    return torch.from_numpy(values).to(like.device, non_blocking=True)

@@ -50,11 +50,7 @@ def load(
         return _synthetic(data, train_samples, seed, device, dtype)
     raw = _read(data, path)
     chosen = split.choose(len(raw.train[1]), data.split, seed)
-    if train_samples > chosen["train"].count:
-        raise DataError(
-            f"{data.dataset} has {chosen['train'].count} training samples, the plan has {train_samples}",
-            "the files changed after the run was submitted; submit it again",
-        )
+    count = split.planned(chosen, train_samples, data.dataset)
 
     def take(name: str, count: int) -> tuple[Bytes, Bytes]:
         if not chosen[name].permuted:
@@ -62,7 +58,7 @@ def load(
         ids = chosen[name].ids(np.arange(count))
         return raw.train[0][ids], raw.train[1][ids]
 
-    train = take("train", train_samples)
+    train = take("train", count)
     mean, std = raw.moments or moments(train[0], raw.white)
     shape = tuple(train[0].shape[1:])
     varying = augment.build(data.augment, seed=seed, shape=shape, classes=raw.classes, white=raw.white)

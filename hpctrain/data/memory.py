@@ -55,7 +55,7 @@ class InMemory:
         """Give the batches that are wanted, see `hpctrain.data.dataset.Part`."""
         augment = self._augment
         for batch in wanted:
-            index = batch.ids.to(self.inputs.device)
+            index = batch.ids.to(self.inputs.device, non_blocking=True)
             if self.count > len(self.targets):
                 index = index % len(self.targets)
             inputs, targets = self.inputs.index_select(0, index), self.targets.index_select(0, index)

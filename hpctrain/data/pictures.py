@@ -45,12 +45,7 @@ def load(
     """
     args: PictureArgs = schema.arguments(schema.DATASET_ARGS[data.dataset], data.args)
     chosen = split.choose(len(train), data.split, plan.seed)
-    count = chosen["train"].count if plan.train_samples is None else plan.train_samples
-    if count > chosen["train"].count:
-        raise DataError(
-            f"{data.dataset} has {chosen['train'].count} training samples, the plan has {count}",
-            "the files changed after the run was submitted; submit it again",
-        )
+    count = split.planned(chosen, plan.train_samples, data.dataset)
     if test is not None and test.names != train.names:
         odd = sorted(set(test.names) ^ set(train.names))
         raise DataError(

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from hpctrain.config.datasets import Split
 from hpctrain.data.order import order
 from hpctrain.data.sizes import cuts
+from hpctrain.errors import DataError
 
 _EPOCH = -1  # whose order no epoch has
 
@@ -43,3 +44,25 @@ def choose(total: int, split: Split, seed: int) -> dict[str, Chosen]:
         "validation": Chosen(total, seed, *gap),
         "test": Chosen(total, seed, 0, test),
     }
+
+
+def planned(chosen: dict[str, Chosen], samples: int | None, what: str) -> int:
+    """Return how many training samples are used.
+
+    Args:
+        chosen: what `choose` returned.
+        samples: of the plan, which uses the first so many; None: all there are.
+        what: was split, for the message.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    found = chosen["train"].count
+    if samples is None:
+        return found
+    if samples > found:
+        raise DataError(
+            f"{what} has {found} training samples, the plan has {samples}",
+            "it changed after the run was submitted; submit it again",
+        )
+    return samples

@@ -55,13 +55,9 @@ def load(
     except UsageError as error:  # the rest of the file is read here for the first time
         raise DataError(error.message, error.hint) from None
     chosen = split.choose(len(held.lines), data.split, seed)
-    if train_samples > chosen["train"].count:
-        raise DataError(
-            f"{file} has {chosen['train'].count} training samples, the plan has {train_samples}",
-            "the file changed after the run was submitted; submit it again",
-        )
+    count = split.planned(chosen, train_samples, str(file))
     ids = {name: part.ids(np.arange(part.count)) for name, part in chosen.items()}
-    ids["train"] = ids["train"][:train_samples]
+    ids["train"] = ids["train"][:count]
     regression = args.task == "regression"
     numbers = np.asarray(held.numbers).reshape(len(held.lines), -1)
     inputs = numbers[:, : numbers.shape[1] - regression]

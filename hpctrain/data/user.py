@@ -86,12 +86,7 @@ def load(data: Data, plan: Plan, *, device: torch.device, dtype: torch.dtype) ->
     train = _open(data, "train")
     test = None if data.split.test else _open(data, "test")
     chosen = split.choose(len(train), data.split, plan.seed)
-    used = chosen["train"].count if plan.train_samples is None else plan.train_samples
-    if used > chosen["train"].count:
-        raise DataError(
-            f"{data.dataset} has {chosen['train'].count} training samples, the plan has {used}",
-            "it changed after the run was submitted; submit it again",
-        )
+    used = split.planned(chosen, plan.train_samples, data.dataset)
     classes = _classes(train, data.dataset)
     first, _ = _sample(train, 0, _where(data, "train", 0))
     processes = data.loader == "processes"

@@ -4,7 +4,6 @@ Horovod's own launcher serves an HTTP store for that. Here rank 0 serves it on t
 world proof, so its port is neither guessed nor raced for, and it listens on the job's interface alone.
 """
 
-import http.client
 import os
 import socket
 import sys
@@ -152,6 +151,8 @@ class _Arrivals:
 
 def _arrive(store: tuple[str, int], rank: int, timeout_s: float) -> None:
     """Ask rank 0 whether all are here; it answers when they are."""
+    import http.client  # here, because every rank imports this module, and few meet so
+
     connection = http.client.HTTPConnection(*store, timeout=timeout_s)
     try:
         connection.request("GET", f"/{_HERE}/{rank}")
@@ -199,7 +200,7 @@ def serve(listen_fd: int, *, nodes: int, ranks_per_node: int, arrivals: _Arrival
                 super().do_GET()
                 return
             with arrivals.ask(int(rank)) as answer:
-                self.send_response(http.HTTPStatus.OK)
+                self.send_response(200)
                 self.send_header("Content-Length", str(len(answer.encode())))
                 self.end_headers()
                 self.wfile.write(answer.encode())

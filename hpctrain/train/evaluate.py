@@ -33,8 +33,8 @@ def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
 def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, precision: Precision) -> Result:
     """Evaluate a model; every rank calls this and gets the same result.
 
-    Sums are float64, in which right answers are whole numbers and exact; the last digits of a loss or of an error
-    alone depend on the number of ranks.
+    Samples and right answers are counted in whole numbers; the last digits of a loss or of an error alone depend on the
+    number of ranks.
 
     Args:
         model: the module itself, not the wrapped one: each rank may run it any number of times.
@@ -45,7 +45,8 @@ def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, 
     """
     began = time.perf_counter()
     begin, end = share(part.count, comm.rank, comm.size)
-    score, loss = 0.0, 0.0
+    score: float = 0
+    loss = 0.0
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -57,6 +58,6 @@ def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, 
             score += objective.score(outputs, targets)
             loss += float(objective.loss(outputs, targets).item())
     model.train(training)
-    samples = int(comm.sum(torch.tensor([end - begin])).item())
-    loss, score = comm.sum(torch.tensor([loss, score], dtype=torch.float64)).tolist()
-    return Result(samples, score, loss / samples, time.perf_counter() - began)
+    samples, score = comm.sum(torch.tensor([end - begin, score], dtype=objective.score_dtype)).tolist()
+    (loss,) = comm.sum(torch.tensor([loss], dtype=torch.float64)).tolist()
+    return Result(int(samples), score, loss / samples, time.perf_counter() - began)

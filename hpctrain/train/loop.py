@@ -152,9 +152,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 outputs = wrapped.forward(inputs, last=last)
             outputs = outputs.to(precision.dtype)
             loss = objective.loss(outputs, targets)
-            if share.stand_in[
-                number
-            ]:  # an empty share of a last, smaller batch: it keeps the ranks in step and weighs nothing
+            if share.stand_in[number]:  # of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
                 meter.add(outputs, targets, loss)

@@ -159,7 +159,7 @@ class Report:
         }
         self._lines.write(record)
         print(
-            f"{split:5}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "
+            f"{split:10}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "
             f"{self._score_name} {score / samples:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s",
             flush=True,
         )

@@ -2,6 +2,7 @@
 
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,6 +14,8 @@ class Objective(Protocol):
 
     score_name: Literal["accuracy", "error"]
     """What the score, divided by the samples, is called in `metrics.jsonl`."""
+    score_dtype: torch.dtype
+    """In which scores are added up over ranks: whole numbers stay whole."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, summed over the samples."""
@@ -25,6 +28,7 @@ class Classes:
     """Cross entropy, and right answers: outputs are logits `(B, K)`, targets int64 `(B,)` or probabilities `(B, K)`."""
 
     score_name: Literal["accuracy", "error"] = "accuracy"
+    score_dtype = torch.int64
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy, summed over the samples."""
@@ -39,6 +43,7 @@ class Numbers:
     """Squared error, and absolute error in the unit of the target: outputs `(B, 1)`, targets `(B,)`."""
 
     score_name: Literal["accuracy", "error"] = "error"
+    score_dtype = torch.float64
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the squared errors, summed over the samples."""
