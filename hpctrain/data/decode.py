@@ -21,10 +21,8 @@ from torch import Tensor
 
 from hpctrain.data import crop, jpeg
 from hpctrain.data.crop import Box
+from hpctrain.data.sizes import MOST_PIXELS
 from hpctrain.errors import DataError
-
-MOST_PIXELS = 178_956_970
-"""Larger pictures are refused; the limit at which Pillow takes a picture for a decompression bomb."""
 
 _own = threading.local()
 _KEPT_BYTES = 4 * 2**20  # of which only as much is ever touched as pictures need

@@ -121,12 +121,11 @@ def open_sources(data: schema.Data, path: str, digest: str | None = None) -> tup
     try:
         train = listing.load(Path(path, args.train))
         test = None if args.test is None else listing.load(Path(path, args.test))
-        sources = Folder(train), None
-        if test is not None:
-            sources = sources[0], Folder(test, sources[0].names)  # type: ignore[assignment]
+        training = Folder(train)
+        testing = None if test is None else Folder(test, training.names)
     except UsageError as error:  # they were there when the job was submitted
         raise DataError(error.message, error.hint) from None
     found = combined(train.summary.digest, None if test is None else test.summary.digest)
     if digest not in {None, found}:
         raise DataError(f"{path}: files were added, removed or renamed after the run was submitted", "submit it again")
-    return sources
+    return training, testing

@@ -7,8 +7,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-_MOST_PIXELS = 178_956_970
-"""Of one picture: beyond this Pillow, too, takes it for a bomb."""
+from hpctrain.data.sizes import MOST_PIXELS
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,8 +54,8 @@ def _decoded(content: bytes, suffix: str) -> Image.Image:
 
 
 def _check_size(width: int, height: int) -> None:
-    if not 0 < width * height <= _MOST_PIXELS:
-        raise ValueError(f"its header says {width} x {height} pixels; at most {_MOST_PIXELS} are decoded")
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ValueError(f"its header says {width} x {height} pixels; at most {MOST_PIXELS} are decoded")
 
 
 def _smaller(picture: Image.Image, resize: int, quality: int) -> bytes:

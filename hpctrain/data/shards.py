@@ -124,7 +124,7 @@ def open_sources(data: schema.Data, path: str, digest: str | None = None) -> tup
         found = [indexes.load(directory, pattern) for pattern in (args.train, args.test) if pattern is not None]
     except UsageError as error:  # they were there when the job was submitted
         raise DataError(error.message, error.hint) from None
-    now = combined(*(index.header.digest for index in found), *[None] * (len(found) == 1))
+    now = combined(found[0].header.digest, found[1].header.digest if len(found) > 1 else None)
     if digest not in {None, now}:
         raise DataError(f"{path}: the shards changed after the run was submitted", "submit it again")
     contents = packed.read(directory)

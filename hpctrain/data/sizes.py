@@ -6,6 +6,8 @@ from hpctrain.config.datasets import Split
 
 LARGEST = 2**28
 """Bytes of one encoded sample: what claims to be larger is not read, so that no file can fill the memory."""
+MOST_PIXELS = 178_956_970
+"""Of one picture: larger ones are refused; the limit at which Pillow takes a picture for a decompression bomb."""
 
 
 class Sizes(NamedTuple):

@@ -4,13 +4,12 @@ import errno
 import hashlib
 import os
 import shutil
-import signal
 import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpctrain.data import cache, index, packed
+from hpctrain.data import cache, index, packed, workers
 from hpctrain.errors import DataError
 
 _CHUNK = 2**22
@@ -98,7 +97,7 @@ def _fill(place: Path, directory: Path, shards: list[index.Shard], sums: dict[st
     _say(f"data.stage: copying {len(missing)} shards, {needed / 1e9:.1f} GB, to {place}")
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(_THREADS, initializer=_block_signals)
+    pool = ThreadPoolExecutor(_THREADS, initializer=workers.block_signals)
     try:
         list(pool.map(lambda shard: _copy(directory, place, shard, sums.get(shard.name)), missing))
     except BaseException as error:
@@ -110,11 +109,6 @@ def _fill(place: Path, directory: Path, shards: list[index.Shard], sums: dict[st
         return False
     pool.shutdown()
     return True
-
-
-def _block_signals() -> None:
-    # those of the job are for the main thread
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _is_whole(path: Path, size: int) -> bool:

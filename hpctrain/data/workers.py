@@ -128,11 +128,16 @@ def start(work: Callable[[], None]) -> threading.Thread:
 @contextmanager
 def blocked_signals() -> Iterator[None]:
     """Let threads and processes that are started in here inherit that no signal reaches them, crashes excepted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _CRASHES)
+    before = block_signals()
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def block_signals() -> set[signal.Signals]:
+    """Let no signal reach this thread, crashes excepted: they are for the main thread; return the mask before."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _CRASHES)  # type: ignore[return-value]
 
 
 def cpus() -> int:

@@ -11,6 +11,14 @@ import pytest
 from hpctrain.data import index, packed, stage
 from hpctrain.errors import DataError
 
+COPIER = """
+import sys
+from pathlib import Path
+from hpctrain.data import index, stage
+directory = Path(sys.argv[1])
+print(stage.staged("$NODE", directory, [index.load(directory, "train-*.tar").header], None))
+"""
+
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
@@ -87,20 +95,46 @@ def fallback(made, capfd, where="$NODE"):
     return capfd.readouterr().err.replace(str(made.parent), "TMP")
 
 
-def test_without_room_the_original_is_read(made, capfd, monkeypatch):
-    monkeypatch.setattr(stage, "_RESERVE", 2**60)
-    said = fallback(made, capfd)
-    assert said.startswith(f"hpctrain: data.stage: TMP/node/hpctrain-{os.getuid()}/")
-    assert said.endswith(" GB free, 0.0 GB are needed; shards are read from TMP/data\n")
+def on_a_disk_of(made, options):
+    """Stage in a process that has a small disk of its own in the node's place."""
+    index.load(made, "train-*.tar")
+    script = f'mount -t tmpfs -o {options} tmpfs "$NODE" && "$@" && ls -A "$NODE"/*'
+    ended = subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-c",
+            COPIER,
+            str(made),
+        ],
+        cwd=Path(__file__).parents[2],
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[0] == str(made)
+    assert ".tar" not in "".join(ended.stdout.splitlines()[1:])
+    return ended.stderr
 
 
-def test_a_disk_that_fills_up_is_left_as_it_was(made, capfd, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_without_room_the_original_is_read(made):
+    said = on_a_disk_of(made, "size=8m")
+    assert "has 0.0 GB free, 0.0 GB are needed; shards are read from" in said
 
-    monkeypatch.setattr(stage.os, "fsync", full)
-    assert "No space left on device; shards are read from TMP/data" in fallback(made, capfd)
-    assert not list((made.parent / "node").rglob("*.tar"))
+
+@pytest.mark.parametrize("inodes", [4, 5])
+def test_a_disk_that_fills_up_is_left_as_it_was(made, inodes):
+    said = on_a_disk_of(made, f"size=256m,nr_inodes={inodes}")
+    assert "copying 2 shards" in said
+    assert f"No space left on device; shards are read from {made}\n" in said
 
 
 def test_a_variable_or_directory_that_is_not_there(made, capfd):
@@ -124,15 +158,6 @@ def test_a_directory_that_others_may_write_is_not_trusted(made, capfd):
     mine.rmdir()
     mine.symlink_to("/tmp")
     assert "shards are read from TMP/data" in fallback(made, capfd)
-
-
-COPIER = """
-import sys
-from pathlib import Path
-from hpctrain.data import index, stage
-directory = Path(sys.argv[1])
-print(stage.staged("$NODE", directory, [index.load(directory, "train-*.tar").header], None))
-"""
 
 
 def test_one_process_copies_and_the_others_wait(made):
