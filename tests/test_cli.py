@@ -45,8 +45,8 @@ model.name model.args
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
 optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every
-checkpoint.every checkpoint.keep
+train.epochs train.steps train.eval_every train.ema
+checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed
 log.every log.samples
 """
