@@ -14,6 +14,9 @@ from hpctrain.config.schema import CnnArgs, Config, Container, MlpArgs, Syntheti
 COMMANDS = """
 cancel RUN...
 check CONFIG [key=value]... --ranks --scheduler
+ckpt export RUN OUT --force --step
+ckpt list RUN --json
+ckpt verify RUN [STEP] --json
 doctor --json
 eject CONFIG [key=value]...
 list --json

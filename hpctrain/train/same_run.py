@@ -33,7 +33,8 @@ def policy_of(config: Config, plan: Plan) -> Policy:
 
 def sections_of(config: Config) -> dict[str, Any]:
     """Return the sections of the config that decide what is trained, and how, as JSON values."""
-    return {name: value for name, value in msgspec.to_builtins(config).items() if name in _SECTIONS}
+    whole: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    return {name: value for name, value in whole.items() if name in _SECTIONS}
 
 
 def changes(manifest: Manifest, config: Config) -> list[str]:

@@ -1,9 +1,12 @@
 import os
+import random
 import shutil
 
 import msgspec
+import numpy as np
 import pytest
 
+from hpctrain.config.datasets import Split
 from hpctrain.errors import CheckpointError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
@@ -12,6 +15,7 @@ from tests.train.ranks import make_config
 torch = pytest.importorskip("torch")
 from hpctrain.dist.single import Single, SingleStep  # noqa: E402 - needs torch
 from hpctrain.train import rng  # noqa: E402
+from hpctrain.train.average import Average  # noqa: E402
 from hpctrain.train.checkpoint import Checkpoints  # noqa: E402
 from hpctrain.train.snapshot import Buffers  # noqa: E402
 
@@ -311,3 +315,114 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_missing(run, monkeypatch)
     assert store.newest()[0].step == 1
     store.save(2, *parts())
     assert store.newest()[0].step == 2
+
+
+def draws():
+    numbers = [random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal()]  # noqa: NPY002, S311
+    return [*numbers, *torch.rand(3).tolist()]
+
+
+def test_averages_and_generators_come_back(run):
+    model, step = parts(momentum=0.9)
+    average = Average(model, 0.5)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    average.update()
+    store = checkpoints(run)
+    rng.key(1, 2, 3, CPU)
+    random.gauss(0, 1)  # a generator that has drawn one number ahead
+    store.save(5, model, step, average)
+    drawn = draws()
+    other, other_step = parts(seed=1, momentum=0.9)
+    other_average = Average(other, 0.5)
+    rng.key(4, 5, 6, CPU)
+    manifest, _ = store.newest()
+    assert Store(run, 1, msgspec.structs.replace(PLAN, ranks=2), make_config()).load_here(
+        manifest, other, other_step, other_average
+    ) == []  # fmt: skip
+    assert draws() == drawn
+    assert state_of(other, other_step) == state_of(model, step)
+    with average.in_use(), other_average.in_use():
+        assert state_of(other, other_step) == state_of(model, step)
+
+
+def test_an_image_is_what_safetensors_writes():
+    from safetensors.torch import save
+
+    from hpctrain.train.image import Image
+
+    torch.manual_seed(0)
+    tensors = {
+        'with "quotes" and umlauts ü': torch.randn(3, 4).t(),
+        "number": torch.tensor(3.0),
+        "empty": torch.zeros(0, 5),
+        **{
+            str(dtype): torch.randint(0, 2, (5,)).to(dtype)
+            for dtype in (
+                torch.uint64, torch.int64, torch.float64, torch.complex64, torch.uint32, torch.int32, torch.bfloat16,
+                torch.float16, torch.uint16, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8,
+                torch.uint8, torch.bool,
+            )
+        },
+    }  # fmt: skip
+    image = Image(tensors, pinned=False)
+    assert image.fits(tensors)
+    assert not image.fits({**tensors, "number": torch.tensor(3)})
+    image.fill(tensors)
+    assert bytes(image.content) == save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert bytes(Image({}, pinned=False).content) == save({})
+
+
+POLICIES = {
+    "batch.tail": ({"batch": {"tail": "drop"}}, "keep", "drop"),
+    "data.shuffle": ({"data": {"shuffle": "blocks"}}, "full", "blocks"),
+    "data.block": ({"data": {"block": 16}}, "256", "16"),
+    "data.dataset": ({"data": {"dataset": "mnist"}}, "digits", "mnist"),
+    "data.split.validation": ({"data": {"split": Split(validation=0.25)}}, "0.0", "0.25"),
+}
+
+
+@pytest.mark.parametrize("key", POLICIES)
+def test_another_data_policy_is_refused_with_what_to_type(run, key):
+    changes, was, now = POLICIES[key]
+    store = checkpoints(run)
+    store.save(5, *parts())
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints(run, config=make_config(**changes)).load_here(store.newest()[0], *parts())
+    assert str(caught.value) == (
+        f"{run.checkpoint(5)} was trained with {key} {was}; {now} gives another order of samples\n"
+        f"  go on with {key}={was}, or start a new run"
+    )
+
+
+def test_data_that_changed_is_refused(run):
+    store = checkpoints(run, data_digest="a")
+    store.save(5, *parts())
+    with pytest.raises(CheckpointError, match="was trained on other data: files were added, removed or renamed"):
+        checkpoints(run, data_digest="b").load_here(store.newest()[0], *parts())
+
+
+@pytest.mark.parametrize(("name", "scores", "best"), [
+    ("accuracy", [0.2, 0.9, None, 0.9, 0.1, 0.3], 4), ("error", [3.0, 0.5, 0.7, None, float("nan"), 9.0], 2),
+    ("accuracy", [None] * 6, None),
+])  # fmt: skip
+def test_the_best_score_is_kept_the_newest_of_equals(run, name, scores, best):
+    store = checkpoints(run, keep=1, keep_best=True)
+    for step, score in enumerate(scores, 1):
+        store.save(step, *parts(), score=score, score_name=name)
+    assert run.checkpoints() == sorted({best, 6} - {None})
+    assert checkpoints(run, 2, keep=1, keep_best=True).newest()[0].step == 6  # nothing but the manifests knows it
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_is_replaced(run):
+    store = checkpoints(run, keep=1)
+    store.save(1, *parts())
+    (run.ckpt / "elsewhere").mkdir()
+    run.checkpoint(2).symlink_to(run.ckpt / "elsewhere")
+    run.checkpoint(3).write_text("a file")
+    os.mkfifo(run.checkpoint(4))
+    assert [store.newest()[0].step, len(store.newest()[1])] == [1, 3]
+    store.save(2, *parts())
+    assert run.checkpoints() == [2]
+    assert store.newest()[0].step == 2
+    assert (run.ckpt / "elsewhere").is_dir()
