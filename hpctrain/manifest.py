@@ -108,7 +108,7 @@ def read(path: Path, step: int) -> Manifest:
         raw = opened.read(_MANIFEST_LIMIT + 1)
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from None
     if manifest.sealed().encode() != raw:
         raise CheckpointError(f"{file}: damaged: its SHA-256 is another")
@@ -162,7 +162,7 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
         header = opened.read(size) if size <= _HEADER_LIMIT else b""
     try:
         found = msgspec.json.decode(header, type=dict[str, _Tensor])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise CheckpointError(f"{path}: no safetensors file") from None
     return {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in sorted(found.items())}
 
