@@ -156,7 +156,6 @@ class Checkpoints:
             published = self._publish(target, snapshot.files, manifest)
             if manifests.verify(target, done).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
-            self._delete_old(done)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of "
@@ -164,7 +163,12 @@ class Checkpoints:
                 "this attempt is stale; the newer one goes on from the last checkpoint",
             ) from error
         except OSError as error:
+            shutil.rmtree(self._stage / target.name, ignore_errors=True)  # room for those who say what happened
             raise self._failed(error, f"step {done} was not saved", f" ({size} bytes for {target})") from error
+        try:
+            self._delete_old(done)
+        except OSError as error:
+            raise self._failed(error, f"step {done} is saved, but an older one cannot be deleted") from error
 
     def _publish(self, target: Path, files: Mapping[str, memoryview], manifest: Manifest) -> Manifest:
         staged = self._stage / target.name

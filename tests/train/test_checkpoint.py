@@ -426,3 +426,22 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_replaced(run):
     assert run.checkpoints() == [2]
     assert store.newest()[0].step == 2
     assert (run.ckpt / "elsewhere").is_dir()
+
+
+def test_old_ones_stay_until_the_new_one_has_been_read_back(run, monkeypatch):
+    from hpctrain.train import checkpoint
+
+    store = checkpoints(run, keep=1)
+    store.save(1, *parts())
+    sync = checkpoint._sync
+
+    def lost_on_the_way(directory):
+        sync(directory)
+        if directory == run.ckpt:  # it has been renamed, and the disk has kept something else
+            (run.checkpoint(2) / "optim.safetensors").write_bytes(b"something else")
+
+    monkeypatch.setattr(checkpoint, "_sync", lost_on_the_way)
+    with pytest.raises(CheckpointError, match=r"optim.safetensors: damaged"):
+        store.save(2, *parts())
+    assert run.checkpoints() == [1, 2]
+    assert store.newest()[0].step == 1
