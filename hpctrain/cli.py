@@ -32,17 +32,21 @@ _ref = click.argument("run", metavar="RUN")
 
 
 class _Commands(click.Group):
-    """The commands here, and `sandbox`, whose own commands are made only for those who type it."""
+    """The commands here, and the groups, whose own commands are made only for those who type them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "sandbox"])
+        return sorted([*super().list_commands(ctx), "ckpt", "sandbox"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "sandbox":
-            return super().get_command(ctx, cmd_name)
-        from hpctrain.sandbox.commands import sandbox
+        if cmd_name == "ckpt":
+            from hpctrain.launch.ckpt import ckpt
 
-        return sandbox
+            return ckpt
+        if cmd_name == "sandbox":
+            from hpctrain.sandbox.commands import sandbox
+
+            return sandbox
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

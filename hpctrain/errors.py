@@ -8,6 +8,7 @@ HpctrainError             exit 1   never raised itself
 │   ├── WorldError        exit 4   the world that formed is not the one that was planned
 │   ├── DataError         exit 4   a dataset cannot be read
 │   └── CheckpointError   exit 4   a checkpoint cannot be written or read
+│       └── DiskFullError exit 4   because there is no room for it
 
 75 is the batch script's code for "requeue me"; no exception owns it.
 """
@@ -20,6 +21,8 @@ class HpctrainError(Exception):
     """A message for the user: what went wrong and where, and in `hint` what to type next."""
 
     exit_code: ClassVar[int] = 1
+    cause: ClassVar[str] = "error"
+    """What `outcome.json` calls it when an attempt ends by it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -64,6 +67,14 @@ class WorldError(JobError):
 class DataError(JobError):
     """A dataset is missing, truncated or not what its header says."""
 
+    cause = "data_error"
+
 
 class CheckpointError(JobError):
     """A checkpoint cannot be written, or none that verifies can be read."""
+
+
+class DiskFullError(CheckpointError):
+    """There is no room for a checkpoint: bytes, inodes or quota."""
+
+    cause = "disk_full"

@@ -284,6 +284,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object of a run; `{}` if it is not there or not whole."""
     try:
         value = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
     return value if isinstance(value, dict) else {}

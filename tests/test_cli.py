@@ -14,6 +14,9 @@ from hpctrain.config.schema import CnnArgs, Config, Container, MlpArgs, Syntheti
 COMMANDS = """
 cancel RUN...
 check CONFIG [key=value]... --ranks --scheduler
+ckpt export RUN OUT --force --step
+ckpt list RUN --json
+ckpt verify RUN [STEP] --json
 doctor --json
 eject CONFIG [key=value]...
 list --json
@@ -45,8 +48,8 @@ model.name model.args
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
 optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every
-checkpoint.every checkpoint.keep
+train.epochs train.steps train.eval_every train.ema
+checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed
 log.every log.samples
 """

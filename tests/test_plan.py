@@ -6,7 +6,7 @@ from hpctrain import plan as planning
 from hpctrain.config.document import Place
 from hpctrain.config.load import Loaded, load
 from hpctrain.config.schema import Batch, Config, Data, Model, Optim, Train
-from hpctrain.errors import ConfigError
+from hpctrain.errors import ConfigError, UsageError
 from hpctrain.plan import Layout, Samples
 
 MNIST = """
@@ -114,3 +114,26 @@ def loaded_of(**batch):
         train=Train(epochs=1),
     )
     return Loaded(config, {}, Place("c.yaml", 1, 1))
+
+
+@pytest.mark.parametrize(("micro_batches", "ranks", "passes"), [
+    (4, 4, 1), (4, 2, 2), (4, 1, 4), (4, 8, 1), (4, 16, 1), (8, 4, 2), (3, 2, 2), (3, 4, 1), (48, 1, 48), (5, 4, 2),
+])  # fmt: skip
+def test_other_ranks_keep_the_global_batch_by_more_passes(micro_batches, ranks, passes):
+    found = planning.accumulation(48, micro_batches=micro_batches, ranks=ranks)
+    assert found == passes
+    assert 48 % (ranks * found) == 0
+    assert ranks * found >= micro_batches  # no rank holds more samples at once than before
+
+
+@pytest.mark.parametrize(("ranks", "sums", "near"), [
+    (5, "48 samples per step are 5 ranks x 9 and 3 more", "4 or 6"),
+    (49, "48 samples per step are 49 ranks x 0 and 48 more", "48"),
+])  # fmt: skip
+def test_ranks_that_do_not_divide_the_global_batch_are_refused_with_the_arithmetic(ranks, sums, near):
+    with pytest.raises(UsageError) as caught:
+        planning.accumulation(48, micro_batches=4, ranks=ranks)
+    assert str(caught.value) == (
+        f"{sums}: they cannot be shared evenly, and another global batch would repeat samples or leave them out\n"
+        f"  go on with dist.ranks={near}"
+    )

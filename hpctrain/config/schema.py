@@ -111,6 +111,8 @@ class Train(Struct, frozen=True, kw_only=True):
     eval_every: Duration = Duration(1, "epochs")
     """Length between two evaluations on the validation set, or on the test set where there is none; the end is always
     evaluated, on both."""
+    ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; where given, that is what is evaluated."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -120,6 +122,11 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     """Length between two checkpoints; the last step is always saved."""
     keep: Positive = 2
     """How many of the newest to keep."""
+    keep_best: bool = False
+    """Keep the one with the best score beside them: of those that were saved with an evaluation, on the validation set,
+    or on the test set where there is none."""
+    background: bool = True
+    """Training goes on while a checkpoint is written, from a copy in rank 0's memory; else it waits."""
 
 
 class Restart(Struct, frozen=True, kw_only=True):

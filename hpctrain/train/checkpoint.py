@@ -9,74 +9,42 @@
 - "Latest" is what verifies, never what a file says.
 """
 
+import contextlib
+import errno
 import hashlib
+import math
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import msgspec
+import torch
 from torch import nn
 
+from hpctrain import manifest as manifests
+from hpctrain.config.schema import Config
+from hpctrain.data.workers import blocked_signals
 from hpctrain.dist.comm import Step
-from hpctrain.errors import CheckpointError
+from hpctrain.errors import CheckpointError, DiskFullError
+from hpctrain.manifest import EMA, FORMAT, MANIFEST, MODEL, OPTIM, RNG, Manifest, Sum, content
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
-from hpctrain.train import state
+from hpctrain.train import rng, same_run, state
+from hpctrain.train.average import Average
+from hpctrain.train.snapshot import Snapshot
 
-FORMAT = 1
-_MANIFEST, _MODEL, _OPTIM = "manifest.json", "model.safetensors", "optim.safetensors"
-
-
-class Sum(msgspec.Struct, frozen=True):
-    """Size in bytes and SHA-256 of one file."""
-
-    size: int
-    sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`manifest.json`: where the run stood, the numbers that give `step` its meaning, and the sums of the files."""
-
-    format: int
-    step: int
-    """Optimizer steps done; all that a resumed run needs to know."""
-    epoch: int
-    """Whole passes over the training set that are done."""
-    position: int
-    """Samples of the next pass that are done."""
-    seed: int
-    global_batch: int
-    train_samples: int
-    steps_per_epoch: int
-    ranks: int
-    """Ranks that trained it; another number may go on."""
-    evaluated: bool
-    """An evaluation that was due at this step has been done."""
-    config_sha256: str
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any] | None
-    """State of what scales the loss; None where nothing does."""
-    files: dict[str, Sum]
-    sha256: str = ""
-    """Of this file itself with this field empty."""
-
-    def encode(self) -> bytes:
-        """Return the file's content."""
-        return msgspec.json.encode(self) + b"\n"
-
-    def sealed(self) -> "Manifest":
-        """Return the manifest with its own sum."""
-        empty = msgspec.structs.replace(self, sha256="")
-        return msgspec.structs.replace(empty, sha256=hashlib.sha256(empty.encode()).hexdigest())
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
     """The checkpoints of a run, as one attempt reads and writes them. All but `load` is for rank 0 alone."""
 
-    def __init__(self, run: RunDir, attempt: int, plan: Plan, *, keep: int, config_sha256: str) -> None:
-        self._run, self._attempt, self._plan = run, attempt, plan
-        self._keep, self._config_sha256 = keep, config_sha256
+    def __init__(self, run: RunDir, attempt: int, plan: Plan, config: Config) -> None:
+        self._run, self._attempt, self._plan, self._config = run, attempt, plan, config
+        self._config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
         self._stage = run.staging(attempt)
 
     def fence(self) -> None:
@@ -97,7 +65,7 @@ class Checkpoints:
                 shutil.rmtree(gone, ignore_errors=True)  # what stays, because the old attempt writes, goes next time
             _sync(self._run.stage)
         except OSError as error:
-            raise CheckpointError(f"{self._stage}: {error.strerror}", _disk(self._run.path)) from error
+            raise self._failed(error, str(self._stage)) from error
 
     def newest(self) -> tuple[Manifest | None, list[str]]:
         """Find the newest checkpoint that verifies.
@@ -108,57 +76,86 @@ class Checkpoints:
         damaged: list[str] = []
         for step in reversed(self._run.checkpoints()):
             try:
-                return verify(self._run.checkpoint(step), step), damaged
+                return manifests.verify(self._run.checkpoint(step), step), damaged
             except CheckpointError as error:
                 damaged.append(error.message)
         return None, damaged
 
-    def load(self, manifest: Manifest, model: nn.Module, step: Step) -> None:
-        """Put a checkpoint's state into the model, the optimizer and the scaler; every rank checks what it reads.
+    def load(
+        self,
+        manifest: Manifest,
+        model: nn.Module,
+        step: Step,
+        average: Average | None,
+        *,
+        rank: int,
+        device: torch.device,
+    ) -> list[str]:
+        """Put a checkpoint's state into all that has a state; every rank checks what it reads.
+
+        Returns:
+            What is worth telling: what does not go on exactly as it would have without the interruption, and why.
 
         Raises:
             CheckpointError: the plan gives `step` another meaning, the model has another shape, or a byte changed.
         """
         path = self._run.checkpoint(manifest.step)
-        self._compare(manifest, path)
-        state.load_model(model, _read(path / _MODEL, manifest.files[_MODEL]), str(path / _MODEL))
-        content = _read(path / _OPTIM, manifest.files[_OPTIM])
-        state.load_optimizer(step.optimizer, content, manifest.optimizer, str(path / _OPTIM))
+        same_run.check(manifest, self._plan, self._config, path)
+        notes = [f"changed since: {change}" for change in same_run.changes(manifest, self._config)]
+        state.load_model(model, content(path / MODEL, manifest.files[MODEL]), str(path / MODEL))
+        found = content(path / OPTIM, manifest.files[OPTIM])
+        state.load_optimizer(step.optimizer, found, manifest.optimizer, str(path / OPTIM))
         if step.scaler is not None and manifest.scaler is not None:
             step.scaler.load_state_dict(manifest.scaler)
+        if average is not None:  # where the checkpoint has none, it begins with the weights
+            with average.in_use():
+                name = EMA if EMA in manifest.files else MODEL
+                state.load_model(model, content(path / name, manifest.files[name]), str(path / name))
+        return notes + self._load_generators(manifest, path, rank, device)
 
-    def save(self, done: int, model: nn.Module, step: Step, *, evaluated: bool) -> None:
-        """Publish the state after `done` steps, read it back, then delete those that are no longer to be kept.
+    def _load_generators(self, manifest: Manifest, path: Path, rank: int, device: torch.device) -> list[str]:
+        plan = self._plan
+        rows = state.tensors(content(path / RNG, manifest.files[RNG]), str(path / RNG))
+        if manifest.ranks == plan.ranks and (device.type == "cuda") == ("cuda" in rows):
+            rng.restore({name: row[rank] for name, row in rows.items()}, device)
+            return []
+        rng.key(plan.seed, manifest.step, rank, device)
+        was, now = (manifest.ranks, manifest.accumulate), (plan.ranks, plan.accumulate or 1)
+        same = "the same" if was[0] * was[1] == now[0] * now[1] else "other"
+        note = (
+            f"saved by {was[0]} ranks x {was[1]} passes, going on with {now[0]} x {now[1]}: the same samples in "
+            f"{same} micro-batches; what your code draws from global generators is keyed anew"
+        )
+        return [note]
+
+    def publish(
+        self,
+        snapshot: Snapshot,
+        *,
+        evaluated: bool,
+        score: float | None = None,
+        score_name: Literal["accuracy", "error"] = "accuracy",
+    ) -> None:
+        """Publish a snapshot, read it back, then delete those that are no longer to be kept.
+
+        Args:
+            snapshot: of the state.
+            evaluated: an evaluation that was due at its step has been done.
+            score: what that gave, to know the best; None: there was none.
+            score_name: what the score is.
 
         Raises:
             CheckpointError: it cannot be written, or a newer attempt has shut this one out.
+            DiskFullError: there is no room for it.
         """
-        optim_content, scalars = state.optimizer_bytes(step.optimizer)
-        contents = {_MODEL: state.model_bytes(model), _OPTIM: optim_content}
-        steps_per_epoch, global_batch = self._plan.steps_per_epoch or 1, self._plan.global_batch or 0
-        manifest = Manifest(
-            format=FORMAT,
-            step=done,
-            epoch=done // steps_per_epoch,
-            position=done % steps_per_epoch * global_batch,
-            seed=self._plan.seed,
-            global_batch=global_batch,
-            train_samples=self._plan.train_samples or 0,
-            steps_per_epoch=steps_per_epoch,
-            ranks=self._plan.ranks,
-            evaluated=evaluated,
-            config_sha256=self._config_sha256,
-            optimizer=scalars,
-            scaler=None if step.scaler is None else step.scaler.state_dict(),
-            files={name: Sum(len(part), hashlib.sha256(part).hexdigest()) for name, part in contents.items()},
-        ).sealed()
-        contents[_MANIFEST] = manifest.encode()
+        done, size = snapshot.step, sum(map(len, snapshot.files.values()))
+        manifest = self._manifest(snapshot, evaluated=evaluated, score=score, score_name=score_name)
         target = self._run.checkpoint(done)
         try:
-            self._publish(target, contents)
-            if verify(target, done).global_batch != global_batch:
+            snapshot.arrived()
+            published = self._publish(target, snapshot.files, manifest)
+            if manifests.verify(target, done).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
-            self._delete_old(done)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of "
@@ -166,95 +163,95 @@ class Checkpoints:
                 "this attempt is stale; the newer one goes on from the last checkpoint",
             ) from error
         except OSError as error:
-            size = sum(map(len, contents.values()))
-            raise CheckpointError(
-                f"step {done} was not saved: {error.strerror} ({size} bytes for {target})", _disk(self._run.path)
-            ) from error
+            shutil.rmtree(self._stage / target.name, ignore_errors=True)  # room for those who say what happened
+            raise self._failed(error, f"step {done} was not saved", f" ({size} bytes for {target})") from error
+        try:
+            self._delete_old(done)
+        except OSError as error:
+            raise self._failed(error, f"step {done} is saved, but an older one cannot be deleted") from error
 
-    def _publish(self, target: Path, contents: dict[str, bytes]) -> None:
+    def _publish(self, target: Path, files: Mapping[str, memoryview], manifest: Manifest) -> Manifest:
         staged = self._stage / target.name
         if staged.exists():  # an earlier save of this attempt failed half-way
             shutil.rmtree(staged)
         staged.mkdir(mode=0o700)  # not `parents`: a fenced attempt must fail here
-        for name, content in contents.items():
-            with (staged / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        with ThreadPoolExecutor(1) as beside:  # hashing and writing both leave Python's lock to others
+            with blocked_signals():
+                digests = {name: beside.submit(hashlib.sha256, part) for name, part in files.items()}
+            for name, part in files.items():
+                _write(staged / name, part)
+            sums = {name: Sum(len(files[name]), digest.result().hexdigest()) for name, digest in digests.items()}
+        manifest = msgspec.structs.replace(manifest, files=sums).sealed()
+        _write(staged / MANIFEST, manifest.encode())
         _sync(staged)
-        if target.exists():
+        if os.path.lexists(target):
             # It is damaged, or this attempt would have gone on from it; a directory cannot be renamed onto a full one.
-            shutil.rmtree(target.rename(self._stage / f"replaced_{target.name}"))
+            _discard(target.rename(self._stage / f"replaced_{target.name}"))
         staged.rename(target)
         _sync(target.parent)
+        return manifest
+
+    def _manifest(
+        self, snapshot: Snapshot, *, evaluated: bool, score: float | None, score_name: Literal["accuracy", "error"]
+    ) -> Manifest:
+        plan, done = self._plan, snapshot.step
+        steps_per_epoch, global_batch = plan.steps_per_epoch or 1, plan.global_batch or 0
+        return Manifest(
+            format=FORMAT,
+            step=done,
+            epoch=done // steps_per_epoch,
+            position=done % steps_per_epoch * global_batch,
+            seed=plan.seed,
+            global_batch=global_batch,
+            train_samples=plan.train_samples or 0,
+            steps_per_epoch=steps_per_epoch,
+            ranks=plan.ranks,
+            accumulate=plan.accumulate or 1,
+            policy=same_run.policy_of(self._config, plan),
+            evaluated=evaluated,
+            score=score if score is not None and math.isfinite(score) else None,
+            score_name=score_name,
+            config=same_run.sections_of(self._config),
+            config_sha256=self._config_sha256,
+            optimizer=snapshot.optimizer,
+            scaler=snapshot.scaler,
+        )
 
     def _delete_old(self, step: int) -> None:
-        """Keep the newest ones up to `step`; those after it did not verify when this attempt began."""
+        """Keep the newest up to `step`, and the best if asked; those after it were damaged when this attempt began."""
         present = self._run.checkpoints()
-        kept = [other for other in present if other <= step][-self._keep :]
+        upto = [other for other in present if other <= step]
+        kept = set(upto[-self._config.checkpoint.keep :])
+        if self._config.checkpoint.keep_best and (best := manifests.best(self._readable(upto))) is not None:
+            kept.add(best.step)
         for other in present:
             if other not in kept:
                 # renamed first, so that a crash leaves no half-deleted directory that looks like a checkpoint
-                shutil.rmtree(self._run.checkpoint(other).rename(self._stage / f"deleted_step_{other}"))
+                _discard(self._run.checkpoint(other).rename(self._stage / f"deleted_step_{other}"))
 
-    def _compare(self, manifest: Manifest, path: Path) -> None:
-        plan = self._plan
-        seen = f"step {manifest.step} of {path.name} is"
-        if manifest.global_batch != plan.global_batch:
-            was, would = manifest.step * manifest.global_batch, manifest.step * (plan.global_batch or 0)
-            raise CheckpointError(
-                f"{seen} {manifest.step} x {manifest.global_batch} = {was} samples into the run with the global batch "
-                f"that trained it, but {manifest.step} x {plan.global_batch} = {would} with the one that is asked for: "
-                "samples would be repeated or left out",
-                f"keep batch.global={manifest.global_batch} (other ranks are fine), or start a new run",
-            )
-        if manifest.seed != plan.seed:
-            raise CheckpointError(
-                f"{path} was trained with seed {manifest.seed}; seed {plan.seed} gives another order of samples",
-                f"go on with seed={manifest.seed}, or start a new run",
-            )
-        if (manifest.train_samples, manifest.steps_per_epoch) != (plan.train_samples, plan.steps_per_epoch):
-            raise CheckpointError(
-                f"{seen} of a run with {manifest.train_samples} samples in {manifest.steps_per_epoch} steps per epoch; "
-                f"now there are {plan.train_samples} in {plan.steps_per_epoch}",
-                "go on with the same data.samples and batch.tail, or start a new run",
-            )
+    def _readable(self, steps: Iterable[int]) -> Iterator[Manifest]:
+        for step in steps:
+            with contextlib.suppress(CheckpointError):
+                yield manifests.read(self._run.checkpoint(step), step)
+
+    def _failed(self, error: OSError, what: str, size: str = "") -> CheckpointError:
+        kind = DiskFullError if error.errno in _FULL else CheckpointError
+        return kind(f"{what}: {error.strerror}{size}", _disk(self._run.path))
 
 
-def verify(path: Path, step: int) -> Manifest:
-    """Read every byte of a checkpoint and compare it with its manifest.
-
-    Raises:
-        CheckpointError: a file is missing, shorter, longer or changed, or the manifest is.
-    """
-    try:
-        raw = (path / _MANIFEST).read_bytes()
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except OSError as error:
-        raise CheckpointError(f"{path / _MANIFEST}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{path / _MANIFEST}: damaged: {error}") from None
-    if manifest.sealed().encode() != raw:
-        raise CheckpointError(f"{path / _MANIFEST}: damaged: its SHA-256 is another")
-    if manifest.format != FORMAT or manifest.step != step or manifest.files.keys() != {_MODEL, _OPTIM}:
-        raise CheckpointError(
-            f"{path / _MANIFEST}: format {manifest.format} of step {manifest.step} does not belong here"
-        )
-    for name, expected in manifest.files.items():
-        _read(path / name, expected)
-    return manifest
+def _write(path: Path, content: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _read(path: Path, expected: Sum) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    if len(content) != expected.size:
-        raise CheckpointError(f"{path}: damaged: {len(content)} bytes instead of {expected.size}")
-    if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is another")
-    return content
+def _discard(path: Path) -> None:
+    """Delete a checkpoint, or what somebody has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sync(directory: Path) -> None:

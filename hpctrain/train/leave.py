@@ -6,6 +6,7 @@ Nothing is torn down in order: `destroy_process_group` can hang when a peer is g
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from typing import NoReturn
@@ -16,6 +17,9 @@ from hpctrain.errors import HpctrainError
 from hpctrain.rundir import RunDir, publish_first
 from hpctrain.world import World
 
+SAVING = "hpctrain save"
+"""Name of the thread that writes a checkpoint."""
+_SAVE_S = 60.0
 _ECHO_S = 30.0
 _ECHOES = (
     "Connection closed by peer",
@@ -31,10 +35,11 @@ def leave(error: BaseException, run: RunDir | None, attempt: int, world: World |
     origin = error.__cause__ if isinstance(error, HpctrainError) else error
     cause, code, message = "error", 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, HpctrainError):
-        code, message = error.exit_code, str(error)
+        cause, code, message = error.cause, error.exit_code, str(error)
     if _lost_a_peer(error):
         cause = "rank_killed"
         print("hpctrain: lost another rank; if that one left an error, it is the cause", file=sys.stderr, flush=True)
+        _finish_saving()
         _let_the_cause_be_known()
     if origin is not None:
         traceback.print_exception(origin)
@@ -44,10 +49,18 @@ def leave(error: BaseException, run: RunDir | None, attempt: int, world: World |
         import pdb  # noqa: T100 - that is what --debug is for
 
         pdb.post_mortem(origin.__traceback__)
+    _finish_saving()
     _record(run, attempt, {"verdict": "failed", "cause": cause, "message": message[:4000], "exit_code": code}, world)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _finish_saving() -> None:
+    """Let a checkpoint be finished: the steps before it were right, whatever went wrong after."""
+    for thread in threading.enumerate():
+        if thread.name == SAVING:
+            thread.join(_SAVE_S)
 
 
 def _lost_a_peer(error: BaseException) -> bool:

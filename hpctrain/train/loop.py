@@ -3,11 +3,12 @@
 1. Check that what is here is what was planned; build data, model and optimizer (`prepare`).
 2. Shut out older attempts; go on from the newest checkpoint that verifies.
 3. Steps: learning rate, passes, update; now and then agree whether to stop, report, evaluate, save.
-4. Save, write the outcome, wait until all ranks are here.
+4. Wait for the last save, write the outcome, wait until all ranks are here.
 
 The step is the only state of the learning rate and of the order of samples.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -15,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-import msgspec
 import torch
 from torch.optim import Optimizer
 
@@ -28,7 +28,8 @@ from hpctrain.models.build import BUILDERS
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.schedule import is_due, lr_at
-from hpctrain.train import outcome, prepare
+from hpctrain.train import outcome, prepare, rng
+from hpctrain.train.average import Average
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
@@ -69,7 +70,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     Raises:
         WorldError: the ranks, the rate or the batch are not the planned ones.
         DataError: the dataset cannot be read, or is another than planned.
-        CheckpointError: a checkpoint cannot be written, or does not fit the config.
+        CheckpointError: a checkpoint cannot be written (raised at a later step), or does not fit the config.
         JobError: the loss is no number any more, or the user's model failed.
     """
     began = time.perf_counter()
@@ -77,17 +78,20 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
+    rng.key(plan.seed, 0, comm.rank, device)
     data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
     objective = OBJECTIVES[data.task]
-    config_sha256 = hashlib.sha256(msgspec.json.encode(config)).hexdigest()
-    checkpoints = Checkpoints(run, attempt, plan, keep=config.checkpoint.keep, config_sha256=config_sha256)
-    found = prepare.resume(checkpoints, comm, model, wrapped)
+    decay = None if config.train is None else config.train.ema
+    average = None if decay is None else Average(model, decay)
+    checkpoints = Checkpoints(run, attempt, plan, config)
+    found = prepare.resume(checkpoints, comm, model, wrapped, average, device)
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
         raise JobError(
             f"the newest checkpoint is of step {start}, and the plan ends at step {total}",
             "ask for more: train.epochs or train.steps",
         )
+    saver = prepare.saver(run, checkpoints, config, model, comm, device, steps=total - start, debug=debug)
     batches = Batches(
         samples=numbers.train_samples,
         global_batch=numbers.global_batch,
@@ -112,17 +116,22 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     meter, timer = Meter(objective.score), Timer()
     cause: Cause | None = None
     result: Result | None = None
+    scored: tuple[int, float] | None = None  # after which step, and the score that tells the best checkpoint
     done, seen, reported, lr = start, 0, 0, rate(max(start - 1, 0))
 
     def evaluate_now() -> Result | None:
         """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
+        nonlocal scored
         timer.pause()
         share_buffers(model, comm)
         latest = None
         for split, part in (("validation", data.validation), ("test", data.test)):
             if part is None or (part is data.test and data.validation is not None and done < total):
                 continue
-            latest = evaluate(model, part, objective, comm=comm, precision=precision)
+            with contextlib.nullcontext() if average is None else average.in_use():
+                latest = evaluate(model, part, objective, comm=comm, precision=precision)
+            if split == "validation" or data.validation is None:
+                scored = (done, latest.score / latest.samples)
             report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
                          seconds=latest.seconds)  # fmt: skip
         timer.go_on()
@@ -131,8 +140,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     def save(*, evaluated: bool) -> None:
         timer.pause()
         _check_loss(float(comm.sum(meter.totals())[0]), done, lr)  # what no number made is not worth keeping
-        if comm.rank == 0:
-            checkpoints.save(done, model, wrapped, evaluated=evaluated)
+        states = rng.gather(comm, device)
+        if saver is not None:
+            score = scored[1] if scored is not None and scored[0] == done else None
+            saver.save(done, model, wrapped, average, states, evaluated=evaluated, score=score,
+                       score_name=objective.score_name)  # fmt: skip
         timer.go_on()
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
@@ -157,10 +169,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             else:
                 meter.add(outputs, targets, loss)
             wrapped.backward(loss / share.samples, last=last)
-        wrapped.apply()
+        if wrapped.apply() and average is not None:
+            average.update()
         shares.popleft()
         done = index + 1
         seen += share.samples
+        if saver is not None:
+            saver.poll()
         if sample_log is not None:
             sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
         if index == start or done == total:
@@ -185,6 +200,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             save(evaluated=True)
 
     coming.close()
+    if saver is not None:
+        saver.wait()
     if cause is None and result is None:  # the attempt before saved the last step, and no more
         result = evaluate_now()
     training_s = timer.seconds()

@@ -11,11 +11,16 @@ from hpctrain.data.dataset import Dataset, Wanted
 from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
+from hpctrain.manifest import Manifest
 from hpctrain.models import build as models
 from hpctrain.plan import Plan, rate
-from hpctrain.train import optim
-from hpctrain.train.checkpoint import Checkpoints, Manifest
+from hpctrain.rundir import RunDir
+from hpctrain.train import optim, rng, space
+from hpctrain.train.average import Average
+from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.precision import Precision
+from hpctrain.train.saver import Saver
+from hpctrain.train.snapshot import Buffers, checkpoint_bytes
 from hpctrain.world import World
 
 
@@ -93,8 +98,15 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     return Parts(data, model, step, precision)
 
 
-def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -> Manifest | None:
-    """Shut out older attempts, then put the newest checkpoint that verifies into model, optimizer and scaler.
+def resume(
+    checkpoints: Checkpoints,
+    comm: Comm,
+    model: nn.Module,
+    step: Step,
+    average: Average | None,
+    device: torch.device,
+) -> Manifest | None:
+    """Shut out older attempts, then put the newest checkpoint that verifies into what is trained.
 
     Rank 0 chooses, so that all go on from the same; None if there is none yet.
 
@@ -113,10 +125,36 @@ def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -
     if not choice:
         return None
     manifest = msgspec.json.decode(choice, type=Manifest)
-    checkpoints.load(manifest, model, step)
+    notes = checkpoints.load(manifest, model, step, average, rank=comm.rank, device=device)
     if comm.rank == 0:
         print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
+        for note in notes:
+            print(f"hpctrain: {note}", flush=True)
     return manifest
+
+
+def saver(
+    run: RunDir,
+    checkpoints: Checkpoints,
+    config: Config,
+    model: nn.Module,
+    comm: Comm,
+    device: torch.device,
+    *,
+    steps: int,
+    debug: bool,
+) -> Saver | None:
+    """Return what saves, on rank 0; on the others None.
+
+    Raises:
+        DiskFullError: there are `steps` to do, and no room for their checkpoints.
+    """
+    if comm.rank:
+        return None
+    if steps:
+        rows = {name: state.expand(comm.size, -1) for name, state in rng.capture(device).items()}
+        space.check(run, config.checkpoint, checkpoint_bytes(config, model, rows))
+    return Saver(checkpoints, Buffers(device), background=config.checkpoint.background and not debug)
 
 
 def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:

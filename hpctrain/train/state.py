@@ -16,18 +16,26 @@ Scalars = dict[str, Any]
 """What of an optimizer's state is no tensor, as JSON: `state` by parameter and name, and `groups`."""
 
 
-def model_bytes(model: nn.Module) -> bytes:
-    """Return a model's parameters and buffers as a safetensors file; the same state always gives the same bytes."""
-    return write_tensors(_apart(model.state_dict()))
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by name; not copies.
+
+    Raises:
+        CheckpointError: it keeps something else (`get_extra_state`).
+    """
+    found = {key: value.detach() if isinstance(value, Tensor) else value for key, value in model.state_dict().items()}
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"the model keeps {key} as {type(value).__name__}: not savable")
+    return found
 
 
 def load_model(model: nn.Module, content: bytes, name: str) -> None:
-    """Put the state of `model_bytes` into a model.
+    """Put the state of `model_tensors`, as a safetensors file, into a model.
 
     Raises:
         CheckpointError: the model has other parameters or shapes; the message lists them.
     """
-    saved, wanted = _tensors(content, name), model.state_dict()
+    saved, wanted = tensors(content, name), model.state_dict()
     problems = [f"{key}: not in the checkpoint" for key in wanted.keys() - saved.keys()]
     problems += [f"{key}: not in the model" for key in saved.keys() - wanted.keys()]
     problems += [
@@ -55,12 +63,12 @@ def share_buffers(model: nn.Module, comm: Comm) -> None:
         return
     content = comm.broadcast(write_tensors(_apart(buffers)) if comm.rank == 0 else b"")
     with torch.no_grad():
-        for key, value in _tensors(content, "the buffers of rank 0").items():
+        for key, value in tensors(content, "the buffers of rank 0").items():
             buffers[key].copy_(value)
 
 
-def optimizer_bytes(optimizer: Optimizer) -> tuple[bytes, Scalars]:
-    """Return an optimizer's state: tensors as a safetensors file, the rest as JSON values.
+def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], Scalars]:
+    """Return an optimizer's state: tensors by name, which are not copies, and the rest as JSON values.
 
     Works for every optimizer of torch whose state is tensors and plain numbers, by parameter.
 
@@ -68,22 +76,22 @@ def optimizer_bytes(optimizer: Optimizer) -> tuple[bytes, Scalars]:
         CheckpointError: the optimizer keeps something else.
     """
     packed = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     scalars: dict[str, Scalars] = {}
     for parameter, entries in packed["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value
+                found[f"{parameter}.{name}"] = value.detach()
             elif value is None or isinstance(value, bool | int | float | str):
                 scalars.setdefault(str(parameter), {})[name] = value
             else:
                 raise CheckpointError(f"{type(optimizer).__name__} keeps {name} as {type(value).__name__}: not savable")
     groups = [len(group["params"]) for group in packed["param_groups"]]
-    return write_tensors(_apart(tensors)), {"kind": type(optimizer).__name__, "state": scalars, "groups": groups}
+    return found, {"kind": type(optimizer).__name__, "state": scalars, "groups": groups}
 
 
 def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name: str) -> None:
-    """Put the state of `optimizer_bytes` into an optimizer.
+    """Put the state of `optimizer_tensors`, its tensors as a safetensors file, into an optimizer.
 
     Rates, momentum and the like stay as the config says: they are settings, and a checkpoint holds state.
 
@@ -100,7 +108,7 @@ def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name:
         )
     state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in scalars["state"].items()}
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
-    for key, tensor in _tensors(content, name).items():
+    for key, tensor in tensors(content, name).items():
         number, _, entry = key.partition(".")
         parameter = parameters[int(number)]
         if tensor.shape == parameter.shape:
@@ -110,12 +118,17 @@ def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name:
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _apart(shared: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors to the CPU, each into memory of its own: safetensors refuses the shared one of tied weights."""
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in shared.items()}
 
 
-def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
+def tensors(content: bytes, name: str) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     try:
         return read_tensors(content)
     except SafetensorError as error:

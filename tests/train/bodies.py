@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,14 @@ def _train(
 ) -> dict[str, Any]:
     outcome = train(run, attempt, config, plan, world, comm, device, stop, debug=options.get("debug", False))
     return {"outcome": msgspec.to_builtins(outcome)}
+
+
+def _held(*given: Any) -> dict[str, Any]:
+    """Train once the test says so: it wants to watch this process from outside."""
+    run, attempt = given[0], given[1]
+    while not (run.attempt(attempt) / "go").exists():
+        time.sleep(0.002)
+    return _train(*given)
 
 
 def _collectives(*given: Any) -> dict[str, Any]:
@@ -270,6 +279,7 @@ def _lonely(*given: Any) -> dict[str, Any]:
 
 BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _train,
+    "held": _held,
     "collectives": _collectives,
     "clip": _clip,
     "accumulate": _accumulate,

@@ -1,5 +1,8 @@
 """Models as users would write them, for the tests."""
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,41 @@ from torch import Tensor, nn
 def dropout() -> nn.Module:
     """Random numbers in every pass."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 10))
+
+
+class _Drawing(nn.Module):
+    """Draws from every global generator there is, in the passes of training and of evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = random.gauss(0, 0.1) + float(np.random.standard_normal()) * 0.1  # noqa: NPY002
+        logits: Tensor = self.body(images) * (1 + noise + 0.1 * torch.rand(()))
+        return logits
+
+
+def drawing() -> nn.Module:
+    """Return a net that depends on what Python, numpy and torch draw."""
+    return _Drawing()
+
+
+class _Steep(nn.Module):
+    """Its gradient, at the scale with which float16 begins, is too large for float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits * 200
+
+
+def steep() -> nn.Module:
+    """Return a net whose first steps are skipped by the scaler."""
+    return _Steep()
 
 
 class _Averaging(nn.Module):

@@ -1,16 +1,25 @@
 import os
+import random
 import shutil
 
 import msgspec
+import numpy as np
 import pytest
 
+from hpctrain.config.datasets import Split
 from hpctrain.errors import CheckpointError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
+from tests.train.ranks import make_config
 
 torch = pytest.importorskip("torch")
-from hpctrain.dist.single import SingleStep  # noqa: E402 - needs torch
+from hpctrain.dist.single import Single, SingleStep  # noqa: E402 - needs torch
+from hpctrain.train import rng  # noqa: E402
+from hpctrain.train.average import Average  # noqa: E402
+from hpctrain.train.checkpoint import Checkpoints  # noqa: E402
+from hpctrain.train.snapshot import Buffers  # noqa: E402
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.torch
 
 PLAN = Plan(
@@ -28,13 +37,27 @@ def run(tmp_path):
     return run
 
 
-def checkpoints(run, attempt=1, *, keep=2, **changes):
-    from hpctrain.train.checkpoint import Checkpoints
-
-    made = Checkpoints(run, attempt, msgspec.structs.replace(PLAN, **changes), keep=keep, config_sha256="c")
+def checkpoints(run, attempt=1, *, keep=2, keep_best=False, config=None, **changes):
+    made = Store(
+        run,
+        attempt,
+        msgspec.structs.replace(PLAN, **changes),
+        config or make_config(checkpoint={"keep": keep, "keep_best": keep_best}),
+    )
     if not run.staging(attempt).exists():
         made.fence()
     return made
+
+
+class Store(Checkpoints):
+    """Checkpoints of a single rank, saved and loaded at once."""
+
+    def save(self, done, model, step, average=None, **about):
+        states = rng.gather(Single(), CPU)
+        self.publish(Buffers(CPU).take(done, model, step, average, states), **{"evaluated": True, **about})
+
+    def load_here(self, manifest, model, step, average=None, rank=0):
+        return self.load(manifest, model, step, average, rank=rank, device=CPU)
 
 
 def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
@@ -51,9 +74,14 @@ def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
 
 
 def state_of(model, step):
+    from safetensors.torch import save
+
     from hpctrain.train import state
 
-    return state.model_bytes(model), state.optimizer_bytes(step.optimizer)
+    return [save(tensors) for tensors in (
+        {key: value.clone() for key, value in state.model_tensors(model).items()},
+        state.optimizer_tensors(step.optimizer)[0],
+    )]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -63,12 +91,12 @@ def state_of(model, step):
 def test_a_saved_state_comes_back_to_the_byte(run, kind, options):
     model, step = parts(kind=kind, **options)
     store = checkpoints(run)
-    store.save(5, model, step, evaluated=True)
+    store.save(5, model, step)
     other, other_step = parts(seed=1, kind=kind, **options)
     assert state_of(other, other_step) != state_of(model, step)
     manifest, damaged = store.newest()
     assert (manifest.step, manifest.epoch, manifest.position, damaged) == (5, 0, 40, [])
-    store.load(manifest, other, other_step)
+    store.load_here(manifest, other, other_step)
     assert state_of(other, other_step) == state_of(model, step)
 
 
@@ -81,9 +109,9 @@ def test_momentum_of_channels_last_weights_lies_in_memory_as_they_do(run):
     model(torch.randn(2, 3, 5, 5)).sum().backward()
     step.optimizer.step()
     store = checkpoints(run)
-    store.save(1, model, step, evaluated=True)
+    store.save(1, model, step)
     other, other_step = build()
-    store.load(store.newest()[0], other, other_step)
+    store.load_here(store.newest()[0], other, other_step)
     weight = other.weight
     assert other_step.optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
     other.zero_grad()
@@ -97,9 +125,9 @@ def test_momentum_of_channels_last_weights_lies_in_memory_as_they_do(run):
 def test_settings_are_those_of_the_config_not_of_the_checkpoint(run):
     model, step = parts(momentum=0.9, weight_decay=0.5)
     store = checkpoints(run)
-    store.save(5, model, step, evaluated=True)
+    store.save(5, model, step)
     other, other_step = parts(momentum=0.8, weight_decay=0.1)
-    store.load(store.newest()[0], other, other_step)
+    store.load_here(store.newest()[0], other, other_step)
     assert other_step.optimizer.param_groups[0]["momentum"] == 0.8
     assert other_step.optimizer.param_groups[0]["weight_decay"] == 0.1
 
@@ -107,7 +135,7 @@ def test_settings_are_those_of_the_config_not_of_the_checkpoint(run):
 def test_the_newest_are_kept(run):
     store = checkpoints(run, keep=2)
     for step in (1, 2, 3, 4):
-        store.save(step, *parts(), evaluated=True)
+        store.save(step, *parts())
     assert run.checkpoints() == [3, 4]
     assert list(run.staging(1).iterdir()) == []
 
@@ -124,11 +152,11 @@ def _mutants(path):
     yield None
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "optim.safetensors"])
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "optim.safetensors", "rng.safetensors"])
 def test_whatever_is_damaged_is_skipped_and_named(run, name):
     store = checkpoints(run)
     for step in (1, 2):
-        store.save(step, *parts(momentum=0.9), evaluated=True)
+        store.save(step, *parts(momentum=0.9))
     file = run.checkpoint(2) / name
     content = file.read_bytes()
     for mutant in _mutants(file):
@@ -147,13 +175,13 @@ def test_whatever_is_damaged_is_skipped_and_named(run, name):
 
 def test_a_damaged_checkpoint_is_replaced_and_never_counts_as_one_that_is_kept(run):
     store = checkpoints(run, keep=1)
-    store.save(2, *parts(), evaluated=True)
+    store.save(2, *parts())
     shutil.copytree(run.checkpoint(2), run.checkpoint(4))  # says step 2: it is not what stands here
     assert store.newest()[0].step == 2
-    store.save(3, *parts(), evaluated=True)
+    store.save(3, *parts())
     assert run.checkpoints() == [3]
     (run.checkpoint(3) / "manifest.json").unlink()
-    store.save(3, *parts(), evaluated=True)
+    store.save(3, *parts())
     assert store.newest()[0].step == 3
 
 
@@ -163,19 +191,19 @@ def test_there_is_none_at_first(run):
 
 def test_a_newer_attempt_shuts_out_an_older_one(run):
     old = checkpoints(run, 1)
-    old.save(1, *parts(), evaluated=True)
+    old.save(1, *parts())
     (run.staging(1) / "half").mkdir()
     new = checkpoints(run, 2)
     assert [path.name for path in run.stage.iterdir()] == ["attempt_2"]
     with pytest.raises(CheckpointError) as caught:
-        old.save(2, *parts(), evaluated=True)
+        old.save(2, *parts())
     assert str(caught.value) == (
         f"step 2 was not saved: attempt 1 was shut out by a newer attempt of {run.path} "
         f"({run.staging(1) / 'step_00000002'} is gone)\n"
         "  this attempt is stale; the newer one goes on from the last checkpoint"
     )
     assert run.checkpoints() == [1]
-    new.save(2, *parts(), evaluated=True)
+    new.save(2, *parts())
     assert run.checkpoints() == [1, 2]
 
 
@@ -192,7 +220,7 @@ def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_sync", fenced_at_the_last_moment)
     with pytest.raises(CheckpointError, match="attempt 1 was shut out"):
-        old.save(7, *parts(), evaluated=True)
+        old.save(7, *parts())
     assert syncs
     assert run.checkpoints() == []
 
@@ -205,9 +233,9 @@ def test_an_attempt_that_comes_too_late_does_not_begin(run):
 
 def test_a_killed_delete_or_save_leaves_nothing_that_looks_whole(run, monkeypatch):
     store = checkpoints(run, 1, keep=1)
-    store.save(1, *parts(), evaluated=True)
+    store.save(1, *parts())
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if it died before deleting
-    store.save(2, *parts(), evaluated=True)
+    store.save(2, *parts())
     monkeypatch.undo()
     assert run.checkpoints() == [2]
     checkpoints(run, 2)
@@ -244,46 +272,176 @@ OTHER_RUNS = {
 def test_a_checkpoint_of_another_run_is_refused_with_the_arithmetic(run, kind):
     changes, message = OTHER_RUNS[kind]
     store = checkpoints(run)
-    store.save(5, *parts(), evaluated=True)
+    store.save(5, *parts())
     manifest, _ = store.newest()
     with pytest.raises(CheckpointError) as caught:
-        checkpoints(run, **changes).load(manifest, *parts())
+        checkpoints(run, **changes).load_here(manifest, *parts())
     assert str(caught.value).replace(str(run.path), "RUN") == message
 
 
 def test_another_number_of_ranks_may_go_on(run):
     store = checkpoints(run)
-    store.save(5, *parts(), evaluated=True)
-    checkpoints(run, ranks=4, ranks_per_node=4).load(store.newest()[0], *parts())
+    store.save(5, *parts())
+    checkpoints(run, ranks=4, ranks_per_node=4).load_here(store.newest()[0], *parts())
 
 
 def test_another_model_is_refused_with_its_shapes(run):
     store = checkpoints(run)
-    store.save(5, *parts(), evaluated=True)
+    store.save(5, *parts())
     with pytest.raises(CheckpointError) as caught:
-        store.load(store.newest()[0], *parts(width=3))
+        store.load_here(store.newest()[0], *parts(width=3))
     assert "holds another model than the config's: 8 differences" in str(caught.value)
     assert "0.weight: 4 x 4 float32 in the checkpoint, 3 x 3 float32 in the model" in str(caught.value)
 
 
 def test_another_optimizer_is_refused(run):
     store = checkpoints(run)
-    store.save(5, *parts(), evaluated=True)
+    store.save(5, *parts())
     with pytest.raises(CheckpointError, match=r"holds the state of SGD over .* optimizer is Adam over"):
-        store.load(store.newest()[0], *parts(kind=torch.optim.Adam))
+        store.load_here(store.newest()[0], *parts(kind=torch.optim.Adam))
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_is_missing(run, monkeypatch):
     store = checkpoints(run)
-    store.save(1, *parts(), evaluated=True)
+    store.save(1, *parts())
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"step 2 was not saved: No space left on device \(\d+ bytes for"):
-        store.save(2, *parts(), evaluated=True)
+        store.save(2, *parts())
     monkeypatch.undo()
     assert store.newest()[0].step == 1
-    store.save(2, *parts(), evaluated=True)
+    store.save(2, *parts())
     assert store.newest()[0].step == 2
+
+
+def draws():
+    numbers = [random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal()]  # noqa: NPY002, S311
+    return [*numbers, *torch.rand(3).tolist()]
+
+
+def test_averages_and_generators_come_back(run):
+    model, step = parts(momentum=0.9)
+    average = Average(model, 0.5)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    average.update()
+    store = checkpoints(run)
+    rng.key(1, 2, 3, CPU)
+    random.gauss(0, 1)  # a generator that has drawn one number ahead
+    store.save(5, model, step, average)
+    drawn = draws()
+    other, other_step = parts(seed=1, momentum=0.9)
+    other_average = Average(other, 0.5)
+    rng.key(4, 5, 6, CPU)
+    manifest, _ = store.newest()
+    assert Store(run, 1, msgspec.structs.replace(PLAN, ranks=2), make_config()).load_here(
+        manifest, other, other_step, other_average
+    ) == []  # fmt: skip
+    assert draws() == drawn
+    assert state_of(other, other_step) == state_of(model, step)
+    with average.in_use(), other_average.in_use():
+        assert state_of(other, other_step) == state_of(model, step)
+
+
+def test_an_image_is_what_safetensors_writes():
+    from safetensors.torch import save
+
+    from hpctrain.train.image import Image
+
+    torch.manual_seed(0)
+    tensors = {
+        'with "quotes" and umlauts ü': torch.randn(3, 4).t(),
+        "number": torch.tensor(3.0),
+        "empty": torch.zeros(0, 5),
+        **{
+            str(dtype): torch.randint(0, 2, (5,)).to(dtype)
+            for dtype in (
+                torch.uint64, torch.int64, torch.float64, torch.complex64, torch.uint32, torch.int32, torch.bfloat16,
+                torch.float16, torch.uint16, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8,
+                torch.uint8, torch.bool,
+            )
+        },
+    }  # fmt: skip
+    image = Image(tensors, pinned=False)
+    assert image.fits(tensors)
+    assert not image.fits({**tensors, "number": torch.tensor(3)})
+    image.fill(tensors)
+    assert bytes(image.content) == save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert bytes(Image({}, pinned=False).content) == save({})
+
+
+POLICIES = {
+    "batch.tail": ({"batch": {"tail": "drop"}}, "keep", "drop"),
+    "data.shuffle": ({"data": {"shuffle": "blocks"}}, "full", "blocks"),
+    "data.block": ({"data": {"block": 16}}, "256", "16"),
+    "data.dataset": ({"data": {"dataset": "mnist"}}, "digits", "mnist"),
+    "data.split.validation": ({"data": {"split": Split(validation=0.25)}}, "0.0", "0.25"),
+}
+
+
+@pytest.mark.parametrize("key", POLICIES)
+def test_another_data_policy_is_refused_with_what_to_type(run, key):
+    changes, was, now = POLICIES[key]
+    store = checkpoints(run)
+    store.save(5, *parts())
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints(run, config=make_config(**changes)).load_here(store.newest()[0], *parts())
+    assert str(caught.value) == (
+        f"{run.checkpoint(5)} was trained with {key} {was}; {now} gives another order of samples\n"
+        f"  go on with {key}={was}, or start a new run"
+    )
+
+
+def test_data_that_changed_is_refused(run):
+    store = checkpoints(run, data_digest="a")
+    store.save(5, *parts())
+    with pytest.raises(CheckpointError, match="was trained on other data: files were added, removed or renamed"):
+        checkpoints(run, data_digest="b").load_here(store.newest()[0], *parts())
+
+
+@pytest.mark.parametrize(("name", "scores", "best"), [
+    ("accuracy", [0.2, 0.9, None, 0.9, 0.1, 0.3], 4), ("error", [3.0, 0.5, 0.7, None, float("nan"), 9.0], 2),
+    ("accuracy", [None] * 6, None),
+])  # fmt: skip
+def test_the_best_score_is_kept_the_newest_of_equals(run, name, scores, best):
+    store = checkpoints(run, keep=1, keep_best=True)
+    for step, score in enumerate(scores, 1):
+        store.save(step, *parts(), score=score, score_name=name)
+    assert run.checkpoints() == sorted({best, 6} - {None})
+    assert checkpoints(run, 2, keep=1, keep_best=True).newest()[0].step == 6  # nothing but the manifests knows it
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_is_replaced(run):
+    store = checkpoints(run, keep=1)
+    store.save(1, *parts())
+    (run.ckpt / "elsewhere").mkdir()
+    run.checkpoint(2).symlink_to(run.ckpt / "elsewhere")
+    run.checkpoint(3).write_text("a file")
+    os.mkfifo(run.checkpoint(4))
+    assert [store.newest()[0].step, len(store.newest()[1])] == [1, 3]
+    store.save(2, *parts())
+    assert run.checkpoints() == [2]
+    assert store.newest()[0].step == 2
+    assert (run.ckpt / "elsewhere").is_dir()
+
+
+def test_old_ones_stay_until_the_new_one_has_been_read_back(run, monkeypatch):
+    from hpctrain.train import checkpoint
+
+    store = checkpoints(run, keep=1)
+    store.save(1, *parts())
+    sync = checkpoint._sync
+
+    def lost_on_the_way(directory):
+        sync(directory)
+        if directory == run.ckpt:  # it has been renamed, and the disk has kept something else
+            (run.checkpoint(2) / "optim.safetensors").write_bytes(b"something else")
+
+    monkeypatch.setattr(checkpoint, "_sync", lost_on_the_way)
+    with pytest.raises(CheckpointError, match=r"optim.safetensors: damaged"):
+        store.save(2, *parts())
+    assert run.checkpoints() == [1, 2]
+    assert store.newest()[0].step == 1
