@@ -34,6 +34,7 @@ from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
+from hpctrain.train.progress import Progress
 from hpctrain.train.state import share_buffers
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
@@ -88,6 +89,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             f"the newest checkpoint is of step {start}, and the plan ends at step {total}",
             "ask for more: train.epochs or train.steps",
         )
+    progress = Progress(run, attempt, start, comm.rank)
     batches = Batches(
         samples=numbers.train_samples,
         global_batch=numbers.global_batch,
@@ -160,6 +162,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         wrapped.apply()
         shares.popleft()
         done = index + 1
+        progress.done(done)
         seen += share.samples
         if sample_log is not None:
             sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
