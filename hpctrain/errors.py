@@ -4,8 +4,10 @@ HpctrainError             exit 1   never raised itself
 ├── UsageError            exit 2   a command was called wrongly, or a file is missing
 │   └── ConfigError       exit 2   one or more problems in a config, each with file:line:col
 ├── ClusterError          exit 3   Slurm refused, or is not there
+│   └── OwnedError        exit 3   another job or supervisor owns the run directory
 ├── JobError              exit 4   the job failed
 │   ├── WorldError        exit 4   the world that formed is not the one that was planned
+│   │   └── RendezvousError exit 4 a rank did not come, so that no world formed; another try may do
 │   ├── DataError         exit 4   a dataset cannot be read
 │   └── CheckpointError   exit 4   a checkpoint cannot be written or read
 │       └── DiskFullError exit 4   because there is no room for it
@@ -54,6 +56,10 @@ class ClusterError(HpctrainError):
     exit_code = 3
 
 
+class OwnedError(ClusterError):
+    """Another job or supervisor owns the run directory; nothing of it was touched."""
+
+
 class JobError(HpctrainError):
     """The job ended without doing what was planned."""
 
@@ -62,6 +68,19 @@ class JobError(HpctrainError):
 
 class WorldError(JobError):
     """The world that formed (ranks, hosts, attempt, config, code) is not the one that was planned."""
+
+
+class RendezvousError(WorldError):
+    """A rank did not come, or could not be reached: unlike a wrong world this need not happen again.
+
+    `rank` and `host` are those of the one that is missed, as far as they are known.
+    """
+
+    cause = "rendezvous_failed"
+
+    def __init__(self, message: str, hint: str = "", *, rank: int | None = None, host: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.rank, self.host = rank, host
 
 
 class DataError(JobError):

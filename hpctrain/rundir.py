@@ -1,9 +1,9 @@
 """Every path of one run, and the few ways to write there; nobody else joins path strings.
 
-RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json
+RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json  config.N.yaml plan.N.json (before the N-th resume)
                code/  ckpt/step_XXXXXXXX/  stage/attempt_N/
-               attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,launch.log}
-               attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl
+               attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,verdict.json,launch.log}
+               attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl  attempts/N/steps  owners/N.json
 """
 
 import os
@@ -35,6 +35,7 @@ class RunDir:
         self.ckpt = path / "ckpt"
         self.stage = path / "stage"
         self.attempts = path / "attempts"
+        self.owners = path / "owners"
         self._made: tuple[Path, ...] = ()
 
     @classmethod
@@ -145,6 +146,26 @@ class RunDir:
     def outcome(self, number: int) -> Path:
         """How an attempt ended."""
         return self.attempt(number) / "outcome.json"
+
+    def verdict(self, number: int) -> Path:
+        """What follows from the end of an attempt: once more, or not, and why."""
+        return self.attempt(number) / "verdict.json"
+
+    def exit_code(self, number: int) -> Path:
+        """Exit code of an attempt's srun, once it has ended."""
+        return self.attempt(number) / ".exit_code"
+
+    def steps(self, number: int) -> Path:
+        """The step that an attempt went on from and the last one it has done; rank 0 keeps it mapped."""
+        return self.attempt(number) / "steps"
+
+    def owner(self, number: int) -> Path:
+        """Who may run the attempts: the record with the highest number counts; they begin at 1."""
+        return self.owners / f"{number}.json"
+
+    def former(self, path: Path, number: int) -> Path:
+        """Where a frozen file is kept that the `number`-th resume has replaced, such as config.1.yaml."""
+        return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
     def samples(self, number: int, rank: int) -> Path:
         """Which samples a rank saw, with `log.samples: true`."""

@@ -50,7 +50,8 @@ optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule opt
 optim.momentum optim.nesterov optim.weight_decay
 train.epochs train.steps train.eval_every train.ema
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
-restart.preempted restart.time_limit restart.node_failure restart.rank_killed
+restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
+restart.rendezvous_failed
 log.every log.samples
 """
 

@@ -130,7 +130,11 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 
 class Restart(Struct, frozen=True, kw_only=True):
-    """How often the run is started again after each cause, before it ends as failed; never after a user's error."""
+    """How often the run is started again after each cause, before it ends as failed.
+
+    Never after an error of the user's code, data that cannot be read, a full disk or a cancellation, nor after two
+    attempts in a row that gained no step.
+    """
 
     preempted: Count = 1000
     """Told to stop by TERM: preempted, or drained by the site."""
@@ -140,6 +144,12 @@ class Restart(Struct, frozen=True, kw_only=True):
     """Ended without a word: the node died and Slurm requeued the job."""
     rank_killed: Count = 3
     """A rank was killed by a signal."""
+    hang: Count = 2
+    """A rank made no progress while the others waited for it."""
+    out_of_memory: Count = 0
+    """The memory of a host or of a GPU ran out; it mostly does so again."""
+    rendezvous_failed: Count = 3
+    """A rank did not come, or could not be reached, before training began."""
 
 
 class Log(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from hpctrain.dist.comm import Comm
 from hpctrain.dist.ddp import Ddp
 from hpctrain.dist.interface import VARIABLES
 from hpctrain.dist.single import Single
-from hpctrain.errors import WorldError
+from hpctrain.errors import RendezvousError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.world import World
 
@@ -65,7 +65,7 @@ def connect(
         _process_group(plan, world, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise WorldError(
+        raise RendezvousError(
             f"{world} could not join the others through {store[0]}:{store[1]} on {interface or 'the default interface'} "
             f"within {timeout_s:g} s: {reason}",
             "look at the other ranks' logs; if the interface is wrong, set dist.interface",

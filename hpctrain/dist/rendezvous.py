@@ -16,7 +16,7 @@ from typing import Any
 
 from hpctrain.config.schema import Horovod as Settings
 from hpctrain.dist import interface
-from hpctrain.errors import WorldError
+from hpctrain.errors import RendezvousError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.world import World
 
@@ -142,7 +142,8 @@ class _Arrivals:
                     self._answer = f"after {timeout_s:g} s {named} had not loaded Horovod, after the world was proven"
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: not self._asking, 1)
-                    raise WorldError(self._answer, f"see attempts/N/logs/rank_{missing[0]}.err")
+                    hint = f"see attempts/N/logs/rank_{missing[0]}.err"
+                    raise RendezvousError(self._answer, hint, rank=missing[0])
                 if not self._changed.wait(min(left, _REMIND_S)):
                     print(f"hpctrain: waiting for {named} to load Horovod", file=sys.stderr, flush=True)
             self._answer = ""
@@ -158,14 +159,15 @@ def _arrive(store: tuple[str, int], rank: int, timeout_s: float) -> None:
         connection.request("GET", f"/{_HERE}/{rank}")
         answer = connection.getresponse().read().decode()
     except (OSError, http.client.HTTPException) as error:
-        raise WorldError(
+        raise RendezvousError(
             f"rank 0 at {store[0]}:{store[1]} went away before Horovod's world was complete: {error}",
             "see attempts/N/logs/rank_0.err",
+            rank=0,
         ) from None
     finally:
         connection.close()
     if answer:
-        raise WorldError(answer)
+        raise RendezvousError(answer)
 
 
 def serve(listen_fd: int, *, nodes: int, ranks_per_node: int, arrivals: _Arrivals | None = None) -> BaseServer:

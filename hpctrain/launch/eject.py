@@ -48,7 +48,7 @@ def _run_directory(loaded: Loaded, plan: Plan) -> str:
         _file("plan.json", msgspec.json.format(msgspec.json.encode(plan), indent=2).decode()),
         '  sed "s|^run=\\$runs/.*|run=$run|" "$0" >"$run/job.sbatch"  # so that it can be submitted again',
         "  printf -v job '{\"scheduler\":\"slurm\",\"job_id\":\"%s\",\"submitted\":%(%s)T}' \"$SLURM_JOB_ID\" -1",
-        '  publish "$run/job.json" "$job"',
+        '  printf %s "$job" >"$run/.job.json" && mv -- "$run/.job.json" "$run/job.json"',
         "fi",
         '[[ -s $run/job.json ]] || fail "cannot write to $run"',
     ])  # fmt: skip

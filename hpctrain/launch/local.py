@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 
 from hpctrain.config.load import load
-from hpctrain.config.schema import Config
+from hpctrain.config.schema import Config, Restart
 from hpctrain.errors import HpctrainError
+from hpctrain.launch import ledger, memory, owner, verdict
 from hpctrain.launch.follow import first_cause
 from hpctrain.launch.forks import Forked, ForkServer, server_for
 from hpctrain.launch.render import absolute
-from hpctrain.launch.verdict import decide, outcome_of
 from hpctrain.plan import Plan
 from hpctrain.processes import adopt_orphans, end_children
-from hpctrain.rundir import RunDir, publish_first, read_json
+from hpctrain.rundir import RunDir
 
 _KILL_WAIT_S = 5.0  # what Slurm would give, more or less: a rank in the middle of its save needs some
 _WATCH_S = 0.1
@@ -45,33 +45,47 @@ class Supervisor:
 
         Args:
             watch: called with the attempt's number a few times a second while the ranks run, to show what they do.
+
+        Raises:
+            OwnedError: another supervisor, or a job, owns the run directory.
         """
+        claim = _claim(self._run)
         adopt_orphans()
         before = {number: signal.signal(number, self._relay) for number in _RELAYED}
         try:
             while True:
-                number = self._run.begin_attempt({
-                    "scheduler": "local",
-                    "job_id": f"local-{os.getpid()}",
-                    "hosts": [platform.node()],
-                    "started": time.time(),
-                })  # fmt: skip
-                rank, code = self._attempt(number, watch or (lambda _: None))
-                outcome = outcome_of(code, is_command=self._config.command is not None, rank=rank)
-                if self._stop and code:
-                    outcome = {"verdict": "stopped", "cause": "cancelled", "message": "it was told to stop"}
-                publish_first(self._run.outcome(number), msgspec.json.encode(outcome))
-                outcomes = [read_json(self._run.outcome(n)) for n in self._run.attempt_numbers()]
-                verdict = decide(outcomes, self._config.restart)
-                if not verdict.again or self._stop:
-                    if verdict.exit_code and not self._stop and verdict.message != outcomes[-1].get("message"):
-                        print(f"hpctrain: {verdict.message}", file=sys.stderr)
-                    return 0 if verdict.exit_code == 0 else 4
-                print(f"hpctrain: {verdict.message}", file=sys.stderr)
+                decision = self._once(watch or (lambda _: None))
+                if not decision.again:
+                    return decision.exit_code
+                print(f"hpctrain: {decision.reason}", file=sys.stderr)
         finally:
             end_children(_KILL_WAIT_S)
+            owner.release(self._run, claim)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _once(self, watch: Callable[[int], None]) -> ledger.Decision:
+        """Run the next attempt to its end, and judge it."""
+        run, number = self._run, _begin(self._run)
+        kills_before = memory.kills()
+        rank, code = self._attempt(number, watch)
+        outcome = verdict.of_local(
+            code,
+            is_command=self._config.command is not None,
+            rank=rank,
+            host=platform.node(),
+            out_of_memory=memory.kills() > kills_before,
+        )
+        if self._stop and code:
+            outcome = {"verdict": "stopped", "cause": "cancelled", "message": "it was told to stop", "rank": rank}
+        verdict.judge_local(run, number, outcome)
+        decision = ledger.conclude(run, self._config.restart)
+        if self._stop and decision.again:
+            decision = ledger.Decision(again=False, exit_code=4, cause="cancelled", reason="it was told to stop")
+            ledger.write(run, number, decision)
+        elif decision.exit_code == 4 and decision.reason != ledger.read(run)[-1].message:
+            print(f"hpctrain: {decision.reason}", file=sys.stderr)
+        return decision
 
     def _relay(self, number: int, _frame: object) -> None:
         """Pass a signal on; the second Ctrl-C or TERM ends the ranks at once."""
@@ -151,20 +165,38 @@ def environment(run: RunDir, attempt: int, env: Mapping[str, str]) -> dict[str, 
 
 def debug(run: RunDir, config: Config) -> int:
     """Run the one rank of a debugging session on this terminal, without log files; return its exit code."""
-    number = run.begin_attempt({
-        "scheduler": "local",
-        "job_id": f"local-{os.getpid()}",
-        "hosts": [platform.node()],
-        "started": time.time(),
-    })  # fmt: skip
+    claim = _claim(run)
+    number = _begin(run)
     env = rank_environment(run, number, 0, 1, os.environ) | {"HPCTRAIN_DEBUG": "1"}
     with subprocess.Popen([_python(config), "-m", "hpctrain.train", str(run.path)], cwd=run.code, env=env) as rank:
         # Ctrl-C is for the debugger and the rank; set only now, because the rank would inherit what is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = rank.wait()
-    outcome = outcome_of(code, is_command=config.command is not None, rank=0)
-    publish_first(run.outcome(number), msgspec.json.encode(outcome))
+    outcome = verdict.of_local(code, is_command=config.command is not None, rank=0, host=platform.node())
+    verdict.judge_local(run, number, outcome)
+    ledger.conclude(run, Restart(**dict.fromkeys(Restart.__struct_fields__, 0)))  # nobody restarts a debugger
+    owner.release(run, claim)
     return 4 if code else 0
+
+
+def _claim(run: RunDir) -> int:
+    """Own the run, and give an outcome to what an earlier owner has left without one."""
+    handed_over = os.environ.pop(owner.HANDED_OVER, "")
+    claim = owner.claim(run, owner.of_process(), handed_over=int(handed_over) if handed_over else None)
+    for number in run.attempt_numbers():
+        if not run.verdict(number).exists():
+            verdict.cut_off(run, number)
+    return claim
+
+
+def _begin(run: RunDir) -> int:
+    """Make the next attempt's directory; return its number."""
+    return run.begin_attempt({
+        "scheduler": "local",
+        "job_id": f"local-{os.getpid()}",
+        "hosts": [platform.node()],
+        "started": time.time(),
+    })  # fmt: skip
 
 
 def _python(config: Config) -> str:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, get_args
 import msgspec
 
 from hpctrain.config.load import Loaded
-from hpctrain.config.schema import Config, Container, Restart, Slurm
+from hpctrain.config.schema import Config, Container, Slurm
 from hpctrain.config.texts import seconds
 from hpctrain.errors import ConfigError, UsageError
 from hpctrain.plan import Plan
@@ -213,14 +213,12 @@ def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:
             binds = "".join(f" --bind {quote(mount)}" for mount in mounts)
             nv = " --nv" if plan.device == "cuda" else ""
             rank = f'apptainer exec{nv} --bind "$run"{binds} {quote(shown)} {rank}'
-    restart = config.restart
     return {
         "python": quote(_python(loaded, python)),
+        "ledger": quote(python) if env.container else '"$python"',
         "modules": " ".join(quote(module) for module in env.modules),
         "venv": quote(absolute(env.venv)) if env.venv else "''",
         "setup": _setup(env.setup),
-        "runs_command": "yes" if config.command is not None else "''",
-        "budgets": " ".join(f"[{cause}]={getattr(restart, cause):d}" for cause in Restart.__struct_fields__),
         "srun_options": "".join(f"{option} " for option in srun_options),
         "rank_command": rank,
     }

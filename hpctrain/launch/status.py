@@ -4,98 +4,22 @@ A verdict that a rank has written counts more than Slurm's COMPLETED or FAILED, 
 """
 
 import os
-import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from hpctrain.causes import CAUSES, meaning
 from hpctrain.errors import ClusterError, UsageError
-from hpctrain.launch import slurm, states
+from hpctrain.launch import ledger, owner, slurm, states
+from hpctrain.launch.find import find, has_ended, listing, name_of, recent
 from hpctrain.launch.states import FINAL, State
 from hpctrain.processes import is_alive
 from hpctrain.rundir import RunDir, read_json
 
-__all__ = ["FINAL", "find", "listing", "recent", "status", "table"]
-
-_DAY_S = 86400
-_BLOCK = 16384  # bytes at the end of metrics.jsonl: dozens of lines
-_DIRECTORY = re.compile(r"(?P<name>.+?)-(?:\d{4}-\d{6}-[0-9a-f]{4}|\d+)")
-
-_CAUSES = {
-    "preempted": "it was told to stop (preempted, or cancelled by other means than hpctrain)",
-    "time_limit": "the time limit was near",
-    "node_failure": "a node was lost",
-    "rank_killed": "a rank was killed",
-    "cancelled": "it was cancelled",
-    "error": "a rank ended with an error",
-}
-
-
-def listing(roots: Iterable[Path]) -> list[RunDir]:
-    """Return the runs below the roots, the newest last; what cannot be read is left out."""
-    found: dict[Path, float] = {}
-    for root in roots:
-        try:
-            directories = list(root.iterdir())
-        except OSError:
-            continue
-        for path in directories:
-            try:
-                found[path.absolute()] = (path / "config.yaml").stat().st_mtime
-            except OSError:  # no run, or another user's
-                continue
-    return [RunDir(path) for path in sorted(found, key=lambda path: (found[path], path.name))]
-
-
-def recent(roots: Iterable[Path]) -> list[RunDir]:
-    """Return the runs of the last day and older ones that have not ended, the newest last."""
-    import time
-
-    since = time.time() - _DAY_S
-    return [run for run in listing(roots) if _made_s(run) >= since or not _has_ended(run)]
-
-
-def _made_s(run: RunDir) -> float:
-    try:
-        return run.config.stat().st_mtime
-    except OSError:  # deleted meanwhile
-        return 0.0
-
-
-def _has_ended(run: RunDir) -> bool:
-    """Say whether the newest attempt has left an outcome after which there is no other; the files alone tell."""
-    numbers = run.attempt_numbers()
-    outcome = read_json(run.outcome(numbers[-1])) if numbers else {}
-    final = outcome.get("verdict") == "completed" or outcome.get("cause") in {"error", "cancelled"}
-    return final or bool(read_json(run.job).get("cancelled"))
-
-
-def find(ref: str, roots: Sequence[Path]) -> RunDir:
-    """Find a run by its directory, the directory's name, the config's name (the newest run) or a job id.
-
-    Raises:
-        UsageError: there is none, or a job id belongs to several runs.
-    """
-    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - a Path raises where there is no such user
-    if "/" in ref or os.path.isfile(path / "config.yaml"):  # noqa: PTH113 - a Path raises where it may not look
-        return RunDir.open(path)
-    for root in roots:
-        if ref not in {"", ".", ".."} and os.path.isdir(root / ref):  # noqa: PTH112 - the same
-            return RunDir.open(root / ref)
-    runs = listing(roots)
-    for near in (listing(roots[:1]), runs):  # a name is that of a run here, before that of a newer one elsewhere
-        if called := [run for run in near if name_of(run) == ref]:
-            return called[-1]
-    for near in (listing(roots[:1]), runs):
-        owners = [run for run in near if ref in _job_ids(run)]
-        if len(owners) > 1:
-            named = ", ".join(run.name for run in owners)
-            raise UsageError(f"job {ref} belongs to several runs", f"give one of {named}")
-        if owners:
-            return owners[0]
-    raise _nothing_found(ref, runs, roots)
+__all__ = ["FINAL", "find", "find_live", "listing", "name_of", "recent", "status", "table"]
 
 
 def find_live(ref: str, roots: Sequence[Path]) -> RunDir:
@@ -116,26 +40,6 @@ def find_live(ref: str, roots: Sequence[Path]) -> RunDir:
     return live[0] if live else found
 
 
-def _nothing_found(ref: str, runs: Sequence[RunDir], roots: Sequence[Path]) -> UsageError:
-    import difflib
-
-    places = ", ".join(map(str, roots)) or "./runs"
-    near = difflib.get_close_matches(ref, {run.name for run in runs} | {name_of(run) for run in runs}, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return UsageError(f"no run {ref!r} in {places}", f"{meant}hpctrain list shows the runs; a directory works, too")
-
-
-def name_of(run: RunDir) -> str:
-    """Return the config's name, from the directory's name, which holds it."""
-    match = _DIRECTORY.fullmatch(run.name)
-    return match["name"] if match else str(read_json(run.plan).get("name") or run.name)
-
-
-def _job_ids(run: RunDir) -> set[str]:
-    records = [run.job, *(run.begin(number) for number in run.attempt_numbers())]
-    return {str(record["job_id"]) for record in map(read_json, records) if "job_id" in record}
-
-
 class _Facts(msgspec.Struct, kw_only=True):
     """What the files of a run say."""
 
@@ -152,6 +56,8 @@ class _Facts(msgspec.Struct, kw_only=True):
     begin: dict[str, Any]
     outcome: dict[str, Any]
     """Of the current job's newest attempt."""
+    verdict: dict[str, Any]
+    """What followed from it."""
 
 
 def _facts(run: RunDir) -> _Facts:
@@ -173,6 +79,7 @@ def _facts(run: RunDir) -> _Facts:
         own=own,
         begin=begin,
         outcome=read_json(run.outcome(own)) if own else {},
+        verdict=read_json(run.verdict(own)) if own else {},
     )
 
 
@@ -203,7 +110,6 @@ def _is_slurms(facts: _Facts) -> bool:
 
 def _row(facts: _Facts, job: slurm.Job | None, unanswered: str) -> dict[str, Any]:
     state, reason = _state(facts, job, unanswered)
-    cause = facts.outcome.get("cause") or None
     return {
         "run": str(facts.run.path),
         "name": name_of(facts.run),
@@ -213,7 +119,7 @@ def _row(facts: _Facts, job: slurm.Job | None, unanswered: str) -> dict[str, Any
         "attempt": facts.attempt,
         "step": _last_step(facts.run, facts.attempt),
         "total_steps": read_json(facts.run.plan).get("total_steps"),
-        "cause": cause,
+        "cause": facts.verdict.get("cause") or facts.outcome.get("cause") or None,
         "nodes": list(facts.begin.get("hosts", [])),
     }
 
@@ -231,17 +137,19 @@ def _state(facts: _Facts, job: slurm.Job | None, unanswered: str) -> tuple[State
         return _slurm_state(facts, job)
     if facts.sandbox and not _is_slurms(facts):
         return _ended(facts, "the sandbox in which it ran is gone")
-    if unanswered and not _has_ended(facts.run):
+    if unanswered and not has_ended(facts.run):
         return ("RUNNING" if facts.own else "PENDING"), unanswered
     return _ended(facts, "Slurm no longer knows this job and it left no outcome")
 
 
 def _local_state(facts: _Facts) -> tuple[State, str]:
     """Look for the supervisor, which can be seen on its own machine only."""
-    host = facts.job.get("host", os.uname().nodename)
+    holder = owner.newest(facts.run)[1]
+    known = holder if holder.get("job_id") == facts.job_id else facts.job
+    host = known.get("host", os.uname().nodename)
     if host != os.uname().nodename and not facts.outcome:
         return "RUNNING", f"it was started on {host}; whether it still runs can be seen only there"
-    if is_alive(int(facts.job.get("pid", 0)), facts.job.get("pid_start")):
+    if is_alive(int(known.get("pid", 0)), known.get("pid_start")):
         return "RUNNING", ""
     gone = "the process that ran it is gone and left no outcome"
     return _ended(facts, gone if facts.scheduler else "it was never handed to a scheduler")
@@ -251,7 +159,7 @@ def _slurm_state(facts: _Facts, job: slurm.Job) -> tuple[State, str]:
     """Weigh Slurm's word against the outcome of the newest attempt."""
     state, said = states.our_state(job.state), states.sentence(job.state, job.reason)
     if state == "PENDING" and facts.own:
-        why = _CAUSES.get(str(facts.outcome.get("cause")), "a node was lost")
+        why = meaning(facts.outcome.get("cause")) or "a node was lost"
         return "REQUEUED", f"attempt {facts.own} ended: {why}; now: {said}"
     if state not in FINAL or state == "CANCELLED" or (state == "COMPLETED" and not facts.outcome):
         return state, said
@@ -267,30 +175,18 @@ def _ended(facts: _Facts, without_outcome: str) -> tuple[State, str]:
     if not outcome:
         return "FAILED", without_outcome
     message = str(outcome.get("message") or "").split("\n", 1)[0]
-    text = message or _CAUSES.get(cause, "it failed")
+    text = message or meaning(cause) or "it failed"
     if outcome.get("verdict") == "stopped":
-        text = f"{_CAUSES.get(cause, 'it was stopped')}, and it was not started again"
+        text = f"{meaning(cause) or 'it was stopped'}, and it was not started again"
+    if facts.verdict.get("again") is False and cause in CAUSES and CAUSES[cause].has_budget:
+        return "FAILED", f"{facts.verdict.get('reason')}; the last time: {text}"  # the ledger ended it
     return "FAILED", text
 
 
 def _last_step(run: RunDir, attempt: int) -> int | None:
     """Return the step of the newest line of metrics, from the newest attempt that has one."""
-    for number in range(attempt, 0, -1):
-        try:
-            with run.metrics(number).open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - _BLOCK))
-                lines = file.read().split(b"\n")
-        except OSError:
-            continue
-        for line in reversed(lines):
-            try:
-                row = msgspec.json.decode(line)
-            except msgspec.DecodeError:  # empty, cut by the block's start, or torn by a crash
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                return int(row["step"])
-    return None
+    steps = (ledger.last_metric(run, number) for number in range(attempt, 0, -1))
+    return next((step for step in steps if step is not None), None)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -301,11 +197,35 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         total = row["total_steps"]
         step = "-" if row["step"] is None else f"{row['step']}/{total}" if total else str(row["step"])
-        nodes = " ".join(row["nodes"][:4]) + (f" +{len(row['nodes']) - 4}" if len(row["nodes"]) > 4 else "")
         lines.append((
-            Path(row["run"]).name, row["job_id"] or "-", row["state"], str(row["attempt"]), step, nodes or "-",
-            row["reason"],
+            Path(row["run"]).name, row["job_id"] or "-", row["state"], str(row["attempt"]), step,
+            _nodes(row["nodes"]), row["reason"],
         ))  # fmt: skip
+    return _aligned(lines)
+
+
+def attempts_table(run: RunDir) -> str:
+    """Return the ledger of a run as aligned columns for people; nothing before the first attempt."""
+    lines = [["ATTEMPT", "START", "TOOK", "NODES", "STEPS", "GAINED", "LOST", "CAUSE", "WHAT FOLLOWED"]]
+    for entry in ledger.read(run):
+        started = "-" if entry.start is None else time.strftime("%m-%d %H:%M:%S", time.localtime(entry.start))
+        took = "-" if entry.start is None or entry.end is None else f"{max(entry.end - entry.start, 0):.0f} s"
+        steps = "-" if entry.first_step is None else f"{entry.first_step} to {entry.last_step}"
+        counts = ["-" if count is None else str(count) for count in (entry.steps_gained, entry.work_lost)]
+        where = "" if entry.host is None else f" on {entry.host}"
+        cause = entry.verdict if entry.cause is None else f"{entry.cause}{where}"
+        followed = entry.reason.partition("\n")[0]
+        lines.append(
+            [str(entry.attempt), started, took, _nodes(entry.nodes), steps, *counts, cause or "runs", followed]
+        )
+    return _aligned(lines) if len(lines) > 1 else ""
+
+
+def _nodes(names: Sequence[str]) -> str:
+    return (" ".join(names[:4]) + (f" +{len(names) - 4}" if len(names) > 4 else "")) or "-"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return "\n".join(
         "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]).rstrip()

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from hpctrain.errors import HpctrainError, UsageError, WorldError
+from hpctrain.errors import HpctrainError, RendezvousError, UsageError
 from hpctrain.processes import kill_tree, tie_to_parent
 from hpctrain.rundir import RunDir, publish
 
@@ -117,15 +117,16 @@ class Hub:
         """Wait for the relays of all other nodes.
 
         Raises:
-            WorldError: some did not come.
+            RendezvousError: some did not come.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while missing := [host for host in self._hosts[1:] if host not in self._nodes]:
                 if not self._changed.wait(deadline - time.monotonic()):
-                    raise WorldError(
+                    raise RendezvousError(
                         f"after {timeout_s:g} s nothing has started on {', '.join(missing[:8])}",
                         "see launch.log; does every node see the run directory, and can it reach this one?",
+                        host=missing[0],
                     )
 
     def close(self) -> None:
@@ -250,12 +251,12 @@ def _connect(run: RunDir, attempt: int, timeout_s: float) -> Connection:
             return Client((address, int(port)), authkey=run.secret(attempt).read_bytes())
         except FileNotFoundError:
             if time.monotonic() > deadline:
-                raise WorldError(
+                raise RendezvousError(
                     f"after {timeout_s:g} s the first node has not published where the relays meet, in {path}"
                 ) from None
             time.sleep(0.02)
         except (OSError, EOFError, AuthenticationError) as error:
-            raise WorldError(f"no connection to the first node's relay at {address}:{port}: {error}") from None
+            raise RendezvousError(f"no connection to the first node's relay at {address}:{port}: {error}") from None
 
 
 def _send(connection: Connection, message: Mapping[str, Any]) -> None:

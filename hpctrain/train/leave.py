@@ -3,17 +3,19 @@
 Nothing is torn down in order: `destroy_process_group` can hang when a peer is gone.
 """
 
+import errno
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import msgspec
 
-from hpctrain.errors import HpctrainError
+from hpctrain.errors import HpctrainError, RendezvousError
 from hpctrain.rundir import RunDir, publish_first
 from hpctrain.world import World
 
@@ -28,29 +30,33 @@ _ECHOES = (
     "Timed out",
     "Horovod has been shut down",
 )
+_NO_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 def leave(error: BaseException, run: RunDir | None, attempt: int, world: World | None, *, debug: bool) -> NoReturn:
     """Print and record an error, open the debugger if that is asked for, end this process."""
     origin = error.__cause__ if isinstance(error, HpctrainError) else error
-    cause, code, message = "error", 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    code, message = 4, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, HpctrainError):
-        cause, code, message = error.cause, error.exit_code, str(error)
-    if _lost_a_peer(error):
-        cause = "rank_killed"
+        code, message = error.exit_code, str(error)
+    who: dict[str, Any] = {} if world is None else {"rank": world.rank, "host": world.host}
+    why = classified(error)
+    if why["cause"] == "out_of_memory":
+        message = f"{_memory_of(error)}: {message}"
+    if "echo" in why:
         print("hpctrain: lost another rank; if that one left an error, it is the cause", file=sys.stderr, flush=True)
         _finish_saving()
         _let_the_cause_be_known()
     if origin is not None:
         traceback.print_exception(origin)
-    if isinstance(error, HpctrainError):
+    if isinstance(error, HpctrainError) or why["cause"] == "out_of_memory":
         print(f"hpctrain: {message}", file=sys.stderr)
     if debug and origin is not None and not isinstance(origin, KeyboardInterrupt) and sys.stdin.isatty():
         import pdb  # noqa: T100 - that is what --debug is for
 
         pdb.post_mortem(origin.__traceback__)
     _finish_saving()
-    _record(run, attempt, {"verdict": "failed", "cause": cause, "message": message[:4000], "exit_code": code}, world)
+    _record(run, attempt, {"verdict": "failed", "message": message[:4000], "exit_code": code, **who, **why})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -61,6 +67,52 @@ def _finish_saving() -> None:
     for thread in threading.enumerate():
         if thread.name == SAVING:
             thread.join(_SAVE_S)
+
+
+def classified(error: BaseException) -> dict[str, Any]:
+    """Return the cause that an error is, as `outcome.json` has it; with the rank and host at fault if these are others.
+
+    What an error was raised from counts as well: a checkpoint that could not be written tells of the full disk.
+    """
+    if _lost_a_peer(error):
+        return {"cause": "rank_killed", "echo": True}  # which rank was lost, the launcher knows
+    chain = list(_chain(error))
+    if any(_is_memory(one) for one in chain):
+        return {"cause": "out_of_memory"}
+    if any(isinstance(one, OSError) and one.errno in {errno.ENOSPC, errno.EDQUOT} for one in chain):
+        return {"cause": "disk_full"}
+    if not isinstance(error, HpctrainError):
+        return {"cause": "error"}
+    at_fault = {"rank": error.rank, "host": error.host} if isinstance(error, RendezvousError) else {}
+    return {"cause": error.cause, **{key: value for key, value in at_fault.items() if value is not None}}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or _is_on_device(error)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_HOST_MEMORY))
+    )
+
+
+def _is_on_device(error: BaseException) -> bool:
+    """Say whether this is torch.OutOfMemoryError, without importing torch."""
+    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch"
+
+
+def _memory_of(error: BaseException) -> str:
+    """Say which memory ran out, and what to type."""
+    less = "the same global batch in smaller passes needs less: batch.accumulate=N"
+    if any(map(_is_on_device, _chain(error))):
+        return f"the memory of the device ran out ({less})"
+    return f"the memory of the host ran out ({less}; also fewer data.workers, or more memory by slurm.mem)"
 
 
 def _lost_a_peer(error: BaseException) -> bool:
@@ -78,11 +130,9 @@ def _let_the_cause_be_known() -> None:
     time.sleep(_ECHO_S)
 
 
-def _record(run: RunDir | None, attempt: int, record: dict[str, str | int], world: World | None) -> None:
+def _record(run: RunDir | None, attempt: int, record: dict[str, Any]) -> None:
     if run is None or not attempt or not run.attempt(attempt).is_dir():
         return
-    if world is not None:
-        record |= {"rank": world.rank, "host": world.host}
     try:
         publish_first(run.outcome(attempt), msgspec.json.encode(record))
     except OSError as failure:  # a full disk must not hide the error itself, which is in the log by now

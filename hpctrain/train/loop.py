@@ -35,6 +35,7 @@ from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
+from hpctrain.train.progress import Progress
 from hpctrain.train.state import share_buffers
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
@@ -92,6 +93,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             "ask for more: train.epochs or train.steps",
         )
     saver = prepare.saver(run, checkpoints, config, model, comm, device, steps=total - start, debug=debug)
+    progress = Progress(run, attempt, start, comm.rank)
     batches = Batches(
         samples=numbers.train_samples,
         global_batch=numbers.global_batch,
@@ -173,6 +175,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             average.update()
         shares.popleft()
         done = index + 1
+        progress.done(done)
         seen += share.samples
         if saver is not None:
             saver.poll()

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from hpctrain.dist.mpi import Mpi
-from hpctrain.errors import WorldError
+from hpctrain.errors import RendezvousError, WorldError
 from hpctrain.rundir import RunDir, publish
 from hpctrain.train.claims import Claim, Expectation, misplaced, problems_of
 
@@ -36,6 +36,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     store_port: int = 0
     problems: tuple[str, ...] = ()
+    missing: tuple[int, str] | None = None
+    """The first rank that did not come and its host, where that is the problem."""
 
 
 class Joined(NamedTuple):
@@ -74,7 +76,7 @@ def join(claim: Claim, expected: Expectation, run: RunDir, address: str | None, 
 
 def _lead(claim: Claim, expected: Expectation, run: RunDir, key: bytes, address: str, mpi: Mpi | None) -> Joined:
     store = _listener(address, expected.plan.ranks)
-    problems = problems_of([claim], expected)
+    problems, missing = problems_of([claim], expected), None
     if expected.plan.ranks > 1:
         with _listener(address, expected.plan.ranks) as door:
             where = msgspec.json.encode({"host": claim.host, "address": address, "port": door.getsockname()[1]})
@@ -82,11 +84,17 @@ def _lead(claim: Claim, expected: Expectation, run: RunDir, key: bytes, address:
                 mpi.broadcast(where)
             else:
                 publish(run.rendezvous(claim.attempt), where)
-            problems = _Reception(claim, expected, key, store.getsockname()[1]).gather(door)
+            reception = _Reception(claim, expected, key, store.getsockname()[1])
+            problems, missing = reception.gather(door), reception.missing
     if problems:
         store.close()
-        raise WorldError("this is not the planned world:\n  " + "\n  ".join(problems))
+        raise _refusal(problems, missing)
     return Joined(address, store.getsockname()[1], store)
+
+
+def _refusal(problems: Sequence[str], missing: tuple[int, str] | None) -> WorldError:
+    text = "this is not the planned world:\n  " + "\n  ".join(problems)
+    return WorldError(text) if missing is None else RendezvousError(text, rank=missing[0], host=missing[1])
 
 
 def _listener(address: str, backlog: int) -> socket.socket:
@@ -104,6 +112,8 @@ class _Reception:
         self._claims: dict[int, Claim] = {own.rank: own}
         self._waiting: list[Connection] = []
         self._problems: list[str] = []
+        self.missing: tuple[int, str] | None = None
+        """The first rank that did not come in time, and its host."""
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
 
@@ -129,6 +139,8 @@ class _Reception:
                 now = time.monotonic()
                 if now >= deadline:
                     self._problems.append(f"after {self._expected.timeout_s:g} s still missing: {self._missing()}")
+                    rank = next(rank for rank in range(self._expected.plan.ranks) if rank not in self._claims)
+                    self.missing = (rank, self._expected.host_of(rank))
                     break
                 if now >= reminder:
                     print(f"hpctrain: waiting for {self._missing()}", file=sys.stderr, flush=True)
@@ -138,7 +150,9 @@ class _Reception:
             if not self._problems:
                 claims = [self._claims[rank] for rank in sorted(self._claims)]
                 self._problems = [*problems_of(claims, self._expected), *misplaced(claims, self._expected)]
-            answer = msgspec.json.encode(Answer(store_port=self._store_port, problems=tuple(self._problems)))
+            answer = msgspec.json.encode(
+                Answer(store_port=self._store_port, problems=tuple(self._problems), missing=self.missing)
+            )
             for peer in self._waiting:
                 try:
                     peer.send_bytes(answer)
@@ -203,17 +217,23 @@ def _follow(
             f"two jobs must not share a run directory; look who wrote {run.attempt(claim.attempt)}",
         ) from None
     except (OSError, EOFError) as error:
-        raise WorldError(f"rank {claim.rank} ({claim.host}) cannot talk to {where}: {error}") from None
+        raise RendezvousError(
+            f"rank {claim.rank} ({claim.host}) cannot talk to {where}: {error}", rank=0, host=str(host)
+        ) from None
     try:
         if not connection.poll(max(deadline - time.monotonic(), 0) + _HANDSHAKE_S):
-            raise WorldError(f"{where} took this rank's claim but did not answer in {expected.timeout_s:g} s")
+            raise RendezvousError(
+                f"{where} took this rank's claim but did not answer in {expected.timeout_s:g} s", rank=0, host=str(host)
+            )
         answer = msgspec.json.decode(connection.recv_bytes(1 << 20), type=Answer)
     except (OSError, EOFError):
-        raise WorldError(f"{where} went away before the world was complete; see its log") from None
+        raise RendezvousError(
+            f"{where} went away before the world was complete; see its log", rank=0, host=str(host)
+        ) from None
     finally:
         connection.close()
     if answer.problems:
-        raise WorldError("this is not the planned world:\n  " + "\n  ".join(answer.problems))
+        raise _refusal(answer.problems, answer.missing)
     return Joined(address, answer.store_port, None)
 
 
@@ -225,10 +245,12 @@ def _published(run: RunDir, claim: Claim, expected: Expectation, deadline: float
             found: dict[str, str | int] = msgspec.json.decode(path.read_bytes(), type=dict[str, str | int])
         except FileNotFoundError:
             if time.monotonic() >= deadline:
-                raise WorldError(
+                raise RendezvousError(
                     f"after {expected.timeout_s:g} s rank 0 ({expected.host_of(0)}) has not published its address in "
                     f"{path}",
                     "see its log, attempts/N/logs/rank_0.err and launch.log; does every node see the run directory?",
+                    rank=0,
+                    host=expected.host_of(0),
                 ) from None
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)

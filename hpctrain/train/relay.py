@@ -23,11 +23,12 @@ import msgspec
 from hpctrain.config.load import load
 from hpctrain.config.schema import Config
 from hpctrain.dist import interface, mpirun
-from hpctrain.errors import HpctrainError, JobError, WorldError
+from hpctrain.errors import HpctrainError, JobError, RendezvousError, WorldError
 from hpctrain.plan import Plan
 from hpctrain.processes import adopt_orphans, children, kill_tree, nearest, send, tie_to_parent
 from hpctrain.rundir import RunDir, publish, publish_first
 from hpctrain.train import hub, network
+from hpctrain.train.leave import classified
 from hpctrain.train.watch import Watch, conclude
 from hpctrain.world import RANK_NAMES, World, from_env
 
@@ -42,7 +43,7 @@ def main() -> None:
         code = _run(RunDir.open(run.path), attempt)
     except HpctrainError as error:
         print(f"hpctrain: {error}", file=sys.stderr, flush=True)
-        record = {"verdict": "failed", "cause": "error", "message": str(error), "exit_code": error.exit_code}
+        record = {"verdict": "failed", "message": str(error), "exit_code": error.exit_code, **classified(error)}
         if run.attempt(attempt).is_dir():
             publish_first(run.outcome(attempt), msgspec.json.encode(record))
         code = error.exit_code
@@ -119,7 +120,7 @@ def _await(path: Path, timeout_s: float) -> str:
             return path.read_text()
         except FileNotFoundError:
             time.sleep(0.02)
-    raise WorldError(f"after {timeout_s} s the first node has not published where the agents meet, in {path}")
+    raise RendezvousError(f"after {timeout_s} s the first node has not published where the agents meet, in {path}")
 
 
 def _supervised(argv: list[str]) -> int:

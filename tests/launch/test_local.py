@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -67,7 +68,7 @@ def test_a_run_directory_holds_what_the_user_is_promised(project, hpctrain):
     run = the_run(project)
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "plan.json", "env.json", "job.sbatch", "job.json"),
-        *("code", "code.sha256", "ckpt", "stage", "attempts"),
+        *("code", "code.sha256", "ckpt", "stage", "attempts", "owners"),
     }
     assert "1-00:00:00" in (run / "config.yaml").read_text()
     env = json.loads((run / "env.json").read_text())
@@ -87,9 +88,8 @@ def test_a_failing_rank_ends_the_others_and_is_named(project, hpctrain):
     done = hpctrain("run", config(project, program), "--ranks", "2")
     assert (done.returncode, time.monotonic() - began < 20) == (4, True)
     assert "rank 1 ended with exit code 7" in done.stderr
-    assert outcomes(the_run(project)) == [
-        {"verdict": "failed", "cause": "error", "exit_code": 7, "message": "rank 1 ended with exit code 7", "rank": 1}
-    ]
+    why = {"cause": "error", "exit_code": 7, "message": "rank 1 ended with exit code 7"}
+    assert outcomes(the_run(project)) == [{"verdict": "failed", **why, "rank": 1, "host": platform.node()}]
 
 
 def test_a_killed_rank_is_started_again_within_its_budget(project, hpctrain):

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpctrain.config.schema import Slurm
+from hpctrain.config.schema import Restart, Slurm
 from hpctrain.errors import ConfigError, UsageError
 from hpctrain.launch.render import OPTIONS, allowed_text, fill, mpi_type, render, template, template_file
 from hpctrain.rundir import RunDir
@@ -140,7 +140,7 @@ def test_a_command_is_signalled_only_if_asked(make):
     assert "--signal=USR2@30" in options(make, "slurm.time=12:00:00", "slurm.signal_s=30", text=COMMAND)
 
 
-CAUSES = ("preempted", "time_limit", "node_failure", "rank_killed")
+CAUSES = Restart.__struct_fields__
 
 
 @pytest.mark.parametrize("cause", [*CAUSES, None])
