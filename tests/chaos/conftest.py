@@ -12,7 +12,10 @@ if str(Path(__file__).parents[2]) not in sys.path:  # tests and ranks import wha
 from hpctrain.rundir import RunDir
 from tests.chaos import oracle
 from tests.chaos.runs import Address, Chaos
+from tests.cluster.conftest import cluster, slurm_packages
 from tests.train.ranks import Ranks
+
+__all__ = ["cluster", "slurm_packages"]  # fixtures that tests here use, too
 
 
 @pytest.fixture
