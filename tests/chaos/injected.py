@@ -268,8 +268,11 @@ def _fill_disk(folder: Path) -> None:
 def _hold(folder: Path) -> None:
     """Stay here until the test lets go: what comes from outside then comes in this step."""
     deadline = time.monotonic() + _HELD_S
-    while not (folder / f"go-{os.environ['HPCTRAIN_ATTEMPT']}").exists() and time.monotonic() < deadline:
+    while not (folder / f"go-{os.environ['HPCTRAIN_ATTEMPT']}").exists():
         time.sleep(0.02)
+        if time.monotonic() > deadline:
+            print("chaos: held in vain", file=sys.stderr, flush=True)
+            return
 
 
 KINDS: dict[str, Callable[[Path], None]] = {

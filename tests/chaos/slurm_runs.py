@@ -21,7 +21,7 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
 _OVER_S = 150
 
 
-def until(condition: Callable[[], T], what: Callable[[], str], seconds: float = _OVER_S) -> T:
+def until(condition: Callable[[], T | None], what: Callable[[], str], seconds: float = _OVER_S) -> T:
     """Wait for something that must come true; `what` says more where it does not."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -78,7 +78,7 @@ class Job:
 
     def ended(self, *states: str) -> dict[str, Any]:
         """Wait until the run is over, in one of these states."""
-        row = until(lambda: (found := self.row())["state"] in FINAL and found, self.report)
+        row = until(lambda: found if (found := self.row())["state"] in FINAL else None, self.report)
         assert row["state"] in states, (row, self.report())
         return row
 

@@ -85,9 +85,18 @@ def test_a_user_error_ends_the_job_and_is_not_tried_again(submit, assert_nothing
     row = job.ended("FAILED")
     assert (row["attempt"], row["cause"]) == (1, "error")
     assert "ValueError: injected" in row["reason"]
+    assert "ExitCode=4:0" in job.slurm("scontrol", "-o", "show", "job", job.job_id)
     job.slurm("sbatch", str(job.run.script))
     job.await_outcome(2)
     assert_nothing_lost(job, "error")
+
+
+def test_a_rank_that_waits_for_nobody_is_ended_with_the_one_that_failed(submit, assert_nothing_lost):
+    """It is in no collective, which would fail: only its launcher can end it."""
+    job = submit(HOLD, address("sigkill", 1, HELD))
+    job.ended("COMPLETED")
+    assert_nothing_lost(job, "rank_killed")
+    assert "in vain" not in job.run.log(1, 0, "err").read_text()
 
 
 def test_slurmd_is_killed_and_the_ranks_that_live_on_publish_nothing(held, cluster, assert_nothing_lost):
