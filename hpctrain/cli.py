@@ -169,10 +169,10 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
 
         sys.exit(run_debug(directory, loaded.config))
     from hpctrain.launch.follow import Follower, first_cause
-    from hpctrain.launch.local import Supervisor
+    from hpctrain.launch.local import supervise
 
     follower = Follower(directory)
-    code = Supervisor(directory, loaded.config, plan, server).run(follower.pump)
+    code = supervise(directory, loaded.config, plan, server, follower.pump)
     follower.pump(directory.attempt_numbers()[-1], final=True)
     if code:
         print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from hpctrain.data.batch import Filler, Skipped, Task
+from hpctrain.errors import JobError
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 _WINDOW_S = 0.5
@@ -39,7 +40,7 @@ class Crew:
         self._make = make
         self.stopping = threading.Event()
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._done: SimpleQueue[Done] = SimpleQueue()
+        self._done: SimpleQueue[Done | BaseException] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._fillers: list[Filler] = []
         self._lock = threading.Lock()
@@ -65,8 +66,15 @@ class Crew:
             self._do(task, lambda: own)
 
     def next_done(self) -> Done:
-        """Wait for the next task to end."""
-        return self._done.get()
+        """Wait for the next task to end.
+
+        Raises:
+            JobError: a thread has ended that should not, and its task with it.
+        """
+        done = self._done.get()
+        if isinstance(done, BaseException):
+            raise JobError(f"a thread that makes batches ended: {type(done).__name__}: {done}".rstrip(": ")) from done
+        return done
 
     def close(self) -> None:
         """End all threads after the sample at which they are, and wait for that."""
@@ -83,6 +91,12 @@ class Crew:
             self._own.close()
 
     def _work(self) -> None:
+        try:
+            self._take_tasks()
+        except BaseException as error:  # noqa: BLE001 - else whoever waits for its task would wait for ever
+            self._done.put(error)
+
+    def _take_tasks(self) -> None:
         filler: Filler | None = None
 
         def mine() -> Filler:

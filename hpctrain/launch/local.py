@@ -17,7 +17,7 @@ import msgspec
 
 from hpctrain.config.load import load
 from hpctrain.config.schema import Config, Restart
-from hpctrain.errors import HpctrainError
+from hpctrain.errors import HpctrainError, JobError
 from hpctrain.launch import ledger, memory, owner, verdict
 from hpctrain.launch.follow import first_cause
 from hpctrain.launch.forks import Forked, ForkServer, server_for
@@ -139,6 +139,23 @@ class Supervisor:
             ]
 
 
+def supervise(
+    run: RunDir, config: Config, plan: Plan, server: ForkServer | None, watch: Callable[[int], None] | None = None
+) -> int:
+    """Run all attempts of a run; the arguments and what comes back are those of `Supervisor`.
+
+    Raises:
+        JobError: the run directory cannot be written, as on a full disk.
+    """
+    try:
+        return Supervisor(run, config, plan, server).run(watch)
+    except OSError as error:
+        raise JobError(
+            f"{error.filename or run.path}: {error.strerror}; how the attempt ended could not be written down",
+            f"make room; python -m hpctrain.launch.local {run.path} goes on from the last checkpoint",
+        ) from error
+
+
 def rank_environment(run: RunDir, attempt: int, rank: int, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of one local rank: torchrun's variables, and where the run is."""
     return {
@@ -233,7 +250,7 @@ def main() -> None:
     try:
         config = load(run.config).config
         plan = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
-        code = Supervisor(run, config, plan, server_for(config, plan)).run()
+        code = supervise(run, config, plan, server_for(config, plan))
         if code:
             print(f"hpctrain: {first_cause(run, shown=-1)}", file=sys.stderr)
         sys.exit(code)

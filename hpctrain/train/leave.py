@@ -17,6 +17,7 @@ import msgspec
 
 from hpctrain.errors import HpctrainError, RendezvousError
 from hpctrain.rundir import RunDir, publish_first
+from hpctrain.train import stop
 from hpctrain.world import World
 
 SAVING = "hpctrain save"
@@ -127,6 +128,8 @@ def _let_the_cause_be_known() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+        if number in stop.caught:  # it came while this rank still waited for its peer
+            os.kill(os.getpid(), number)
     time.sleep(_ECHO_S)
 
 

@@ -23,6 +23,9 @@ CAUSES: Mapping[signal.Signals, Cause] = MappingProxyType({
 })  # fmt: skip
 """What each signal means. Where ranks caught different ones, the first in this table counts."""
 
+caught: set[int] = set()
+"""Signals that this process has caught, for those who leave without asking the other ranks."""
+
 _EVERY_S = 0.5
 _GROWTH = 8  # steps between two agreements grow at most so fast: one quick step is no promise
 
@@ -44,6 +47,7 @@ class Stop:
             signal.signal(number, self._catch)
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
+        caught.add(number)
         if self.cause is None:
             self.cause = CAUSES[signal.Signals(number)]
 

@@ -1,5 +1,6 @@
 """What a rank of a test does once the group has formed."""
 
+import importlib
 import os
 import signal
 import time
@@ -291,3 +292,12 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "steps": _steps,
     "lonely": _lonely,
 }
+
+
+def find(name: str) -> Callable[..., dict[str, Any]]:
+    """Return a body of this module by its name, or another module's by `package.module:function`."""
+    if ":" not in name:
+        return BODIES[name]
+    module, _, function = name.partition(":")
+    found: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+    return found

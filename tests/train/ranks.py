@@ -22,8 +22,8 @@ from hpctrain.plan import Layout, Plan, Samples
 from hpctrain.rundir import RunDir
 from hpctrain.world import World
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.train.ranks_preload"])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.train.ranks_preload"])
 _WAIT_S = 60
 
 
@@ -163,7 +163,7 @@ class Ranks:
         processes: list[BaseProcess] = []
         for rank in range(size):
             arguments = (rank, size, run.path, attempt, config, plan, listener, until, body, options or {})
-            process = _SERVER.Process(target=_rank, args=arguments, daemon=True)
+            process = SERVER.Process(target=_rank, args=arguments, daemon=True)
             process.start()
             processes.append(process)
         # The ranks got copies through the fork server; ours must close, or no one sees the others end.
@@ -229,7 +229,7 @@ def _rank(
             timeout_s=options.get("timeout_s", 30),
             horovod=config.dist.horovod,
         )
-        report = bodies.BODIES[body](run, attempt, config, plan, world, comm, device, stop, options)
+        report = bodies.find(body)(run, attempt, config, plan, world, comm, device, stop, options)
         comm.close()
     except BaseException as error:  # noqa: BLE001
         traceback.print_exc()

@@ -1,0 +1,310 @@
+"""The user's model of the chaos tests: it does harm at an address (rank, step), once per run.
+
+It is copied into a project as `chaos.py` and travels in the snapshot of each run. `model.args.folder` names a directory
+with `addresses.json`, a list of {"kind", "rank", "step", "at"}; `at` is where in the step:
+
+    forward, backward    in the first pass of the step after `step` steps
+    stage, publish, published    while `step` is saved: a file is about to be written, the whole is about to be renamed
+                         into ckpt/, that has just been done
+    evaluate             in the first pass of the evaluation after `step` steps
+    start                while the model is built, by attempt number `step`
+
+A file that is made just before the harm is done proves that it was, and keeps it from happening again.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpctrain.rundir import RunDir
+from hpctrain.world import from_env
+
+_REHEARSED = 2  # samples of the passes that settle DDP, which belong to no step
+_HELD_S = 90.0
+_PUBLISHED = re.compile(r"/ckpt/step_(\d{8})$")
+_STAGED = re.compile(r"/stage/attempt_\d+/.*step_(\d{8})/.*\.safetensors")
+
+
+class _Address:
+    """One place at which harm is done."""
+
+    def __init__(self, folder: Path, given: dict[str, Any]) -> None:
+        self.kind, self.rank, self.step = given["kind"], given["rank"], given["step"]
+        self.at, self.always = given.get("at", "forward"), given.get("always", False)
+        self._marker = folder / f"{self.kind}-{self.at}-r{self.rank}-s{self.step}"
+        self._left = self.always or not self._marker.exists()
+
+    def claim(self, at: str, step: int) -> bool:
+        """Say whether it is here and now, and that it has been done."""
+        if not self._left or (at, step) != (self.at, self.step):
+            return False
+        self._left = False
+        attempt = os.environ["HPCTRAIN_ATTEMPT"]
+        name = self._marker.with_name(f"{self._marker.name}-{attempt}") if self.always else self._marker
+        name.touch(exist_ok=False)
+        return True
+
+
+class _Net(nn.Module):
+    """Two layers with dropout, and a count of the training passes that is part of the checkpoint."""
+
+    passes: Tensor
+
+    def __init__(self, folder: Path, accumulate: int, pause_ms: float, inputs: int) -> None:
+        super().__init__()
+        self._folder, self._accumulate, self._pause_ms = folder, accumulate, pause_ms
+        self._rank = from_env().rank
+        listed = json.loads((folder / "addresses.json").read_text())
+        self._addresses = [_Address(folder, given) for given in listed if given["rank"] == self._rank]
+        self._renamed: int | None = None
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.4), nn.Linear(24, 10)
+        )
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.reach("start", int(os.environ["HPCTRAIN_ATTEMPT"]))
+        sys.addaudithook(self._watch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        step, within = divmod(int(self.passes), self._accumulate)
+        logits: Tensor = self.body(images)
+        if not self.training:
+            if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+                self.reach("evaluate", step)
+        elif len(images) > _REHEARSED:
+            if within == 0:
+                time.sleep(self._pause_ms / 1000)
+                self.reach("forward", step)
+                logits.register_hook(lambda _: self.reach("backward", step))
+            self.passes += 1
+        return logits
+
+    def reach(self, at: str, step: int) -> None:
+        """Do what is due here."""
+        for address in self._addresses:
+            if address.claim(at, step):
+                print(f"chaos: {address.kind} at {at} of step {step}", file=sys.stderr, flush=True)
+                KINDS[address.kind](self._folder)
+
+    def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """See what this process does to its files, whichever thread does it: an audit hook of the interpreter."""
+        if self._renamed is not None:
+            step, self._renamed = self._renamed, None
+            self.reach("published", step)
+        if event == "os.rename" and (found := _PUBLISHED.search(os.fspath(arguments[1]))):
+            self._note(os.fspath(arguments[0]), int(found[1]))
+            self.reach("publish", int(found[1]))
+            self._renamed = int(found[1])
+        elif event == "open" and isinstance(arguments[0], str) and (found := _STAGED.search(arguments[0])):
+            self.reach("stage", int(found[1]))
+
+    def _note(self, source: str, step: int) -> None:
+        """Write down each try to publish: by which attempt, when, and whether there is anything to rename."""
+        there = Path(source).is_dir()
+        record = {"attempt": int(os.environ["HPCTRAIN_ATTEMPT"]), "step": step, "there": there, "time": time.time()}
+        descriptor = os.open(self._folder / "publications.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(descriptor, json.dumps(record).encode() + b"\n")
+        os.close(descriptor)
+
+
+def build(folder: str, accumulate: int = 2, pause_ms: float = 0, inputs: int = 64) -> nn.Module:
+    """Return the model.
+
+    Args:
+        folder: with the addresses; markers are left there.
+        accumulate: passes per step, as in the config.
+        pause_ms: added to each step.
+        inputs: numbers of one sample.
+    """
+    return _Net(Path(folder), accumulate, pause_ms, inputs)
+
+
+class _Squares:
+    """Images `(1, 8, 8)` of bytes, each a function of its number."""
+
+    num_classes = 10
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return (torch.arange(64).reshape(1, 8, 8) * (number % 7 + 1) % 251).to(torch.uint8), number % 10
+
+
+def data(split: str) -> _Squares:
+    """Return a dataset that threads read: 282 samples to train on, 40 to test."""
+    return _Squares(282 if split == "train" else 40)
+
+
+def _told(*numbers: signal.Signals) -> Callable[[Path], None]:
+    def send(_folder: Path) -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return send
+
+
+def _read_address_0(_folder: Path) -> None:
+    ctypes.string_at(0)
+
+
+def _raise(error: Callable[[], BaseException]) -> Callable[[Path], None]:
+    def fail(_folder: Path) -> None:
+        raise error()
+
+    return fail
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + 2**26
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def _python_memory(_folder: Path) -> None:
+    _limit_memory()
+    bytearray(2**32)
+
+
+def _torch_memory(_folder: Path) -> None:
+    _limit_memory()
+    torch.zeros(2**30)
+
+
+def _no_descriptors(_folder: Path) -> None:
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(used, *held), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _no_file_growth(_folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+def _newest() -> Path:
+    run = RunDir(Path(os.environ["HPCTRAIN_RUN"]))
+    return run.checkpoint(run.checkpoints()[-1])
+
+
+def _damage(_folder: Path) -> None:
+    file = _newest() / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _cut_short(_folder: Path) -> None:
+    (_newest() / "manifest.json").write_bytes(b"")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _litter(_folder: Path) -> None:
+    run = RunDir(Path(os.environ["HPCTRAIN_RUN"]))
+    (run.ckpt / "step_00009999").mkdir()
+    (run.stage / "attempt_x").mkdir()
+    (run.ckpt / "latest").write_text("step_00009999")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _listed_as(change: Callable[[list[int]], list[int]]) -> Callable[[Path], None]:
+    """As a network file system may do: the next look at a directory shows what was there at another time."""
+
+    def mislead(_folder: Path) -> None:
+        listed = RunDir.checkpoints
+
+        def stale(run: RunDir) -> list[int]:
+            RunDir.checkpoints = listed  # type: ignore[method-assign]
+            return change(listed(run))
+
+        RunDir.checkpoints = stale  # type: ignore[method-assign,assignment]
+
+    return mislead
+
+
+def _jump(seconds: float) -> Callable[[Path], None]:
+    def jump(_folder: Path) -> None:
+        real = time.time
+        time.time = lambda: real() + seconds
+
+    return jump
+
+
+def _end_loader(_folder: Path) -> None:
+    """Let every thread that makes batches end, wherever it is."""
+    import threading
+
+    for thread in threading.enumerate():
+        if thread.name == "hpctrain loader" and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+def _fill_disk(folder: Path) -> None:
+    run = Path(os.environ["HPCTRAIN_RUN"])
+    descriptor = os.open(run / "filler", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        while True:
+            os.write(descriptor, b"\0" * 2**16)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    (folder / "full").touch()
+
+
+def _hold(folder: Path) -> None:
+    """Stay here until the test lets go: what comes from outside then comes in this step."""
+    deadline = time.monotonic() + _HELD_S
+    while not (folder / f"go-{os.environ['HPCTRAIN_ATTEMPT']}").exists():
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            print("chaos: held in vain", file=sys.stderr, flush=True)
+            return
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "sigkill": _told(signal.SIGKILL),
+    "sigsegv": _read_address_0,
+    "sigabrt": lambda _: os.abort(),
+    "sigbus": _told(signal.SIGBUS),
+    "sighup": _told(signal.SIGHUP),
+    "sigstop": _told(signal.SIGSTOP),
+    "supervisor": lambda _: os.kill(os.getppid(), signal.SIGKILL),
+    "term": _told(signal.SIGTERM),
+    "usr2": _told(signal.SIGUSR2),
+    "int": _told(signal.SIGINT),
+    "term twice": _told(signal.SIGTERM, signal.SIGTERM),
+    "usr2 and term": _told(signal.SIGUSR2, signal.SIGTERM),
+    "exit": lambda _: os._exit(7),
+    "raise": _raise(lambda: ValueError("injected")),
+    "system exit": _raise(lambda: SystemExit(3)),
+    "system exit 0": _raise(lambda: SystemExit(0)),
+    "eio": _raise(lambda: OSError(errno.EIO, "Input/output error")),
+    "python memory": _python_memory,
+    "torch memory": _torch_memory,
+    "no descriptors": _no_descriptors,
+    "no file growth": _no_file_growth,
+    "damage": _damage,
+    "cut short": _cut_short,
+    "litter": _litter,
+    "old listing": _listed_as(lambda steps: steps[:-1]),
+    "ghost listing": _listed_as(lambda steps: [*steps, 9998, 9999]),
+    "clock forward": _jump(3e8),
+    "clock back": _jump(-1e8),
+    "end loader": _end_loader,
+    "fill disk": _fill_disk,
+    "hold": _hold,
+}

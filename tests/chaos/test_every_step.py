@@ -1,0 +1,43 @@
+"""A run goes on from each of its steps to the same bytes, as if nothing had happened."""
+
+import pytest
+
+from hpctrain.config.duration import Duration
+from hpctrain.config.schema import Train
+from tests.train.ranks import Ranks, make_config
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+
+STEPS, SAMPLES, BATCH = 24, 280, 24  # two epochs, the last step of each with a batch of 16
+KEPT = {"ema": 0.9} if "ema" in Train.__struct_fields__ else {}
+CONFIG = {
+    "data": {"samples": SAMPLES},
+    "model": {"name": "tests.chaos.nets:varied", "args": {}},
+    "batch": {"global_": BATCH, "accumulate": 2},
+    "optim": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3, "warmup": Duration(7, "steps"), "schedule": "cosine"},
+    "train": {"epochs": 2, **KEPT},
+    "checkpoint": {"every": Duration(1, "steps"), "keep": STEPS},
+    "log": {"every": Duration(5, "steps")},
+}
+AUGMENT = {"crop": "padded", "padding": 1, "flip": True, "cutout": 2, "mixup": 0.4}
+
+
+def config(precision):
+    from hpctrain.config.datasets import Augment
+
+    data = {**CONFIG["data"], "augment": Augment(**AUGMENT)}
+    return make_config(**{**CONFIG, "data": data}, precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_run_goes_on_from_every_step_to_the_same_bytes(ranks: Ranks, size, precision):
+    options = {"from": list(range(1, STEPS))}
+    job = ranks.start(config(precision), size, run=ranks.run_dir(), body="tests.chaos.every_step:body", options=options)
+    reports = job.wait(timeout_s=240)
+    assert all("value" in report for report in reports), reports
+    found = reports[0]["value"]
+    assert sorted(map(int, found["whole"])) == list(range(1, STEPS + 1))
+    sums = [tuple(state["files"].values()) for state in found["whole"].values()]
+    assert len(set(sums)) == STEPS, "every step changes the state, or the comparison shows nothing"
+    assert found["different"] == {str(step): [] for step in range(1, STEPS)}
