@@ -180,6 +180,17 @@ def test_a_save_is_reported_with_its_stall(ranks: Ranks):
         assert all(re.fullmatch(shape, line) for line in lines), lines
 
 
+def test_a_save_beside_the_training_holds_the_state_of_its_step(ranks: Ranks):
+    """Later steps change, while it is written, what was copied."""
+    found = []
+    for background in (True, False):
+        saving = {"every": Duration(1, "steps"), "keep": 99, "background": background}
+        job = ranks.start(averaged(checkpoint=saving), 2, run=ranks.run_dir(f"{background}"))
+        job.outcome()
+        found.append([files(job, step) for step in range(1, 31)])
+    assert found[0] == found[1]
+
+
 def test_a_disk_without_room_is_refused_before_the_first_step(ranks: Ranks, monkeypatch):
     import torch
 
