@@ -15,10 +15,10 @@ case $mode in all | quick) ;; *) echo "usage: bash tests/run.sh [quick]" >&2; ex
 say() { printf '\n=== %s\n' "$*"; }
 
 packages=(slurm-wlm munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server shellcheck python3-venv
-  openmpi-bin libopenmpi-dev libpmix-dev g++ make cmake python3-dev)
+  openmpi-bin libopenmpi-dev libpmix-dev g++ make cmake python3-dev strace)
 needs_packages() {
   local command
-  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck mpirun mpicxx g++ make cmake; do
+  for command in slurmctld slurmd munged ip slurmdbd mariadbd shellcheck mpirun mpicxx g++ make cmake strace; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || return 0
   done
   ! compgen -G '/usr/lib/*/libpmix.so' >/dev/null # slurmd loads it by this name

@@ -83,3 +83,24 @@ def test_batches_that_are_copied_beside_the_computation_are_whole():
         return right.clone()
 
     assert all(bool(right) for right in list(loader.stream(wanted, finish)))
+
+
+def test_a_save_beside_the_training_holds_the_state_of_its_step(tmp_path, monkeypatch):
+    """The copies are asked for on the stream and written later, while the next steps change what was copied."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "gpu.yaml").write_text(CONFIG)
+    found = []
+    for background in ("true", "false"):
+        words = [
+            f"checkpoint.background={background}",
+            f"runs={background}",
+            "checkpoint.every=7 steps",
+            "train.ema=0.9",
+        ]
+        argv = [sys.executable, "-m", "hpctrain", "run", "gpu.yaml", "checkpoint.keep=99", *words]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = sorted(tmp_path.glob(f"{background}/*/ckpt/*/*.safetensors"))
+        found.append({f"{path.parent.name}/{path.name}": path.read_bytes() for path in files})
+    assert len(found[0]) == 4 * 18  # after each 7th of 125 steps and at the end
+    assert found[0] == found[1]

@@ -3,7 +3,11 @@
 import itertools
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -176,6 +180,17 @@ def test_a_save_is_reported_with_its_stall(ranks: Ranks):
         assert all(re.fullmatch(shape, line) for line in lines), lines
 
 
+def test_a_save_beside_the_training_holds_the_state_of_its_step(ranks: Ranks):
+    """Later steps change, while it is written, what was copied."""
+    found = []
+    for background in (True, False):
+        saving = {"every": Duration(1, "steps"), "keep": 99, "background": background}
+        job = ranks.start(averaged(checkpoint=saving), 2, run=ranks.run_dir(f"{background}"))
+        job.outcome()
+        found.append([files(job, step) for step in range(1, 31)])
+    assert found[0] == found[1]
+
+
 def test_a_disk_without_room_is_refused_before_the_first_step(ranks: Ranks, monkeypatch):
     import torch
 
@@ -233,6 +248,7 @@ def test_only_one_save_is_in_flight_and_its_error_is_raised_at_the_next_step(tmp
 
         def publish(self, snapshot, **_):
             assert threading.current_thread().name == SAVING
+            assert {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
             assert gate.wait(30)
             published.append((snapshot.step, bytes(snapshot.files["model.safetensors"])))
             if snapshot.step == 2:
@@ -259,3 +275,40 @@ def test_only_one_save_is_in_flight_and_its_error_is_raised_at_the_next_step(tmp
     assert published[0][1] != published[1][1]  # the first had been copied before the weights changed
     assert saver.saved == 1
     saver.wait()  # an error is raised once
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+import torch
+from hpctrain.dist.single import Single, SingleStep
+from hpctrain.errors import JobError
+from hpctrain.train import rng
+from hpctrain.train.leave import leave
+from hpctrain.train.saver import Saver
+from hpctrain.train.snapshot import Buffers
+from tests.chaos import saves
+run = saves.run_at(Path(sys.argv[1]))
+run.attempt(1).mkdir()
+model = torch.nn.Linear(2000, 4000)
+step = SingleStep(model, torch.optim.SGD(model.parameters(), lr=0.1))
+saver = Saver(saves.store(run), Buffers(saves.CPU), background=True)
+saver.save(4, model, step, None, rng.gather(Single(), saves.CPU), evaluated=True)
+assert saver.saved is None
+leave(JobError("user code broke"), run, 1, None, debug=False)
+"""
+
+
+def test_a_rank_that_leaves_after_an_error_finishes_its_save(tmp_path):
+    from hpctrain.manifest import verify
+    from hpctrain.rundir import RunDir
+
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, str(tmp_path / "run")], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    run = RunDir(tmp_path / "run")
+    assert verify(run.checkpoint(4), 4).files["model.safetensors"].size > 32_000_000
+    assert list(run.staging(1).iterdir()) == []
+    assert b'"message":"user code broke"' in run.outcome(1).read_bytes()
