@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 import click
 
 from hpctrain import __version__
-from hpctrain.errors import ClusterError, ConfigError, HpctrainError, UsageError
+from hpctrain.errors import ClusterError, HpctrainError, UsageError
 
 if TYPE_CHECKING:
     from hpctrain.config.load import Loaded
-    from hpctrain.plan import Plan
     from hpctrain.rundir import RunDir
 
 Scheduler = Literal["slurm", "local"]
@@ -88,15 +87,16 @@ def main() -> NoReturn:
 @click.option("--ranks", type=click.IntRange(min=1), help="Plan for so many ranks on this machine.")
 def check(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None, ranks: int | None) -> None:
     """Say what is wrong with CONFIG, all at once, or show the plan."""
+    from hpctrain.launch import ready
     from hpctrain.launch.describe import describe
 
     if ranks and scheduler == "slurm":
         raise UsageError("--ranks is for this machine, not for Slurm", "slurm.nodes=N slurm.ranks_per_node=M")
     loaded = _load(config, overrides)
     where: Scheduler = "local" if ranks else _choose(scheduler)
-    plan = _plan(loaded, where, ranks, count=False)
+    plan = ready.make_plan(loaded, where, ranks, count=False)
     try:
-        _preflight(loaded, plan, where)
+        ready.refuse_unfit(loaded, plan, where)
     except ClusterError as error:
         print(f"hpctrain: not held against Slurm: {error}", file=sys.stderr)
     print(f"{config}: no problem found; on {'Slurm' if where == 'slurm' else 'this machine'} it runs as")
@@ -116,9 +116,11 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
         raise UsageError(
             f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "leave one of them out"
         )
+    from hpctrain.launch import ready
+
     loaded = _load(config, overrides)
-    where = "slurm" if dry_run else _choose(scheduler)
-    plan = _plan(loaded, where, count=not dry_run)
+    where: Scheduler = "slurm" if dry_run else _choose(scheduler)
+    plan = ready.make_plan(loaded, where, count=not dry_run)
     if dry_run:
         from hpctrain.launch.render import render
         from hpctrain.rundir import RunDir
@@ -129,9 +131,9 @@ def submit(config: Path, overrides: tuple[str, ...], scheduler: Scheduler | None
     from hpctrain.launch import slurm
     from hpctrain.launch import submit as submission
 
-    _preflight(loaded, plan, where)
+    ready.refuse_unfit(loaded, plan, where)
     run = submission.freeze(loaded, plan, argv=sys.argv)
-    _show(loaded, plan, where)
+    ready.show(loaded, plan, where)
     if where == "slurm" and slurm.sandbox():
         print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
     job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
@@ -153,30 +155,9 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
     """Run CONFIG here, in the foreground."""
     if debug and ranks not in {None, 1}:
         raise UsageError(f"--debug runs one process, not {ranks}", "leave --ranks out")
-    loaded = _load(config, overrides)
-    plan = _plan(loaded, "local", 1 if debug else ranks)
-    from hpctrain.launch import submit as submission
-    from hpctrain.launch.forks import server_for
+    from hpctrain.launch.here import run_here
 
-    server = None if debug else server_for(loaded.config, plan)  # it works while the run directory is made
-    _preflight(loaded, plan, "local")
-    directory = submission.freeze(loaded, plan, argv=sys.argv)
-    _show(loaded, plan, "local")
-    print(f"run {directory.path}", file=sys.stderr, flush=True)
-    submission.record_local(directory, os.getpid())
-    if debug:
-        from hpctrain.launch.local import debug as run_debug
-
-        sys.exit(run_debug(directory, loaded.config))
-    from hpctrain.launch.follow import Follower, first_cause
-    from hpctrain.launch.local import supervise
-
-    follower = Follower(directory)
-    code = supervise(directory, loaded.config, plan, server, follower.pump)
-    follower.pump(directory.attempt_numbers()[-1], final=True)
-    if code:
-        print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(run_here(_load(config, overrides), ranks=ranks, debug=debug))
 
 
 @cli.command()
@@ -185,11 +166,61 @@ def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool
 def status(runs: tuple[str, ...], as_json: bool) -> None:
     """Show the state of runs, by directory, name or job id; without any: those of the last day."""
     from hpctrain.launch import status as statuses
+    from hpctrain.launch.attempts import attempts_table, with_attempts
 
     _use_sandbox()
     found = [_find(ref) for ref in runs] if runs else statuses.recent(_roots())
     rows = statuses.status(found)
-    _print(rows, statuses.table, as_json=as_json)
+    _print(with_attempts(found, rows) if as_json else rows, statuses.table, as_json=as_json)
+    if not as_json and len(runs) == 1 and (attempts := attempts_table(found[0])):
+        print(f"\n{attempts}")
+
+
+@cli.command()
+@_ref
+@click.option("--json", "as_json", is_flag=True, help="An object on standard output.")
+def why(run: str, as_json: bool) -> None:
+    """Say why RUN ended, or waits: the first cause, the end of that rank's log, what to do."""
+    from hpctrain.launch import why as causes
+
+    _use_sandbox()
+    _print([causes.why(_find(run))], lambda found: causes.text(found[0]), as_json=as_json, single=True)
+
+
+@cli.command()
+@_ref
+@_overrides
+@_scheduler
+@click.option("--code", is_flag=True, help="Take a new snapshot of the code, of this directory.")
+@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
+@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+def resume(
+    run: str, overrides: tuple[str, ...], scheduler: Scheduler | None, code: bool, dry_run: bool, follow: bool
+) -> None:
+    """Go on with RUN, which has ended: for longer, on other ranks, or with mended code.
+
+    \b
+    hpctrain resume RUN train.epochs=120 slurm.time=24:00:00
+    hpctrain resume RUN dist.ranks=8        the same global batch on other ranks
+    hpctrain resume RUN --code              after an error was mended
+    """
+    from hpctrain.launch import resume as resumption
+
+    _use_sandbox()
+    directory = _find(run)
+    where = scheduler or resumption.scheduler_of(directory)
+    if where == "slurm" and not dry_run:
+        where = _choose("slurm")
+    ready_to_go = resumption.prepare(directory, overrides, where, code=code)
+    if dry_run:
+        sys.stdout.write(resumption.script(ready_to_go))
+        return
+    job_id = resumption.start(ready_to_go, argv=sys.argv)
+    print(f"job {job_id}\nrun {directory.path}", flush=True)
+    if follow:
+        from hpctrain.launch.follow import until_end
+
+        until_end(directory)
 
 
 @cli.command(name="list")
@@ -238,9 +269,10 @@ def cancel(runs: tuple[str, ...]) -> None:
 def eject(config: Path, overrides: tuple[str, ...]) -> None:
     """Print a batch script for CONFIG that needs no hpctrain on the login node."""
     from hpctrain.launch.eject import eject as eject_script
+    from hpctrain.launch.ready import make_plan
 
     loaded = _load(config, overrides)
-    sys.stdout.write(eject_script(loaded, _plan(loaded, "slurm"), python=sys.executable))
+    sys.stdout.write(eject_script(loaded, make_plan(loaded, "slurm"), python=sys.executable))
 
 
 @cli.command()
@@ -296,44 +328,11 @@ def _load(config: Path, overrides: tuple[str, ...]) -> "Loaded":
     return load(config, overrides)
 
 
-def _plan(loaded: "Loaded", where: Scheduler, ranks: int | None = None, *, count: bool = True) -> "Plan":
-    from hpctrain import plan as planning
-
-    layout = planning.layout_on_slurm(loaded) if where == "slurm" else planning.layout_here(loaded, ranks)
-    samples = planning.Samples()
-    if loaded.config.data is not None:
-        from hpctrain.data.locate import locate
-
-        samples = locate(loaded.config.data)
-        if samples.train is None and count:
-            from hpctrain.launch.count import count as count_in_child
-
-            samples = count_in_child(loaded.config.data)
-    return planning.make(loaded, layout, samples)
-
-
-def _print(rows: list[_Row], table: Callable[[list[_Row]], str], *, as_json: bool) -> None:
+def _print(rows: list[_Row], table: Callable[[list[_Row]], str], *, as_json: bool, single: bool = False) -> None:
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode() if as_json else table(rows))
-
-
-def _show(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
-    from hpctrain.launch.describe import describe
-
-    print(describe(plan, loaded.config), file=sys.stderr)
-    env = loaded.config.env
-    unused = [key for key in ("modules", "venv", "container", "setup") if getattr(env, key)]
-    if where == "local" and unused:
-        keys = ", ".join(f"env.{key}" for key in unused)
-        print(f"hpctrain: {keys} set up Slurm jobs; here {env.python or sys.executable} runs as it is", file=sys.stderr)
-
-
-def _preflight(loaded: "Loaded", plan: "Plan", where: Scheduler) -> None:
-    from hpctrain.launch.preflight import preflight
-
-    if problems := preflight(loaded, plan, on_slurm=where == "slurm"):
-        raise ConfigError(problems)
+    shown = rows[0] if single else rows
+    print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() if as_json else table(rows))
 
 
 def _use_sandbox() -> None:

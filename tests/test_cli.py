@@ -22,6 +22,7 @@ eject CONFIG [key=value]...
 list --json
 logs RUN --attempt --follow --rank
 pack [SRC] [OUT] --on-error --quality --resize --seed --shard-mb --verify --workers
+resume RUN [key=value]... --code --dry-run --follow --scheduler
 run CONFIG [key=value]... --debug --ranks
 sandbox down
 sandbox node VERB NAME
@@ -30,6 +31,7 @@ sandbox status
 sandbox up --accounting --cpus-per-node --gpus-per-node --network --nodes --partition
 status [RUN]... --json
 submit CONFIG [key=value]... --dry-run --follow --scheduler
+why RUN --json
 """
 
 KEYS = """

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from hpctrain.errors import ClusterError, UsageError
-from hpctrain.launch import slurm
+from hpctrain.launch import owner, slurm
 from hpctrain.launch.status import FINAL, status
 from hpctrain.processes import is_alive
 from hpctrain.rundir import RunDir, publish, read_json
@@ -30,14 +30,16 @@ def cancel(run: RunDir) -> str:
     job, job_id = read_json(run.job), str(row["job_id"])
     # a run that was made here may be queued by hand later: then its job is Slurm's, whatever job.json says
     is_local = job_id.startswith("local-")
-    if is_local and job.get("host") != platform.node():
-        raise UsageError(f"{run.name} runs on {job.get('host')}, not here", f"type there: hpctrain cancel {run.path}")
+    holder = owner.newest(run)[1]
+    known = holder if holder.get("job_id") == job_id else job
+    if is_local and known.get("host") != platform.node():
+        raise UsageError(f"{run.name} runs on {known.get('host')}, not here", f"type there: hpctrain cancel {run.path}")
     publish(run.job, msgspec.json.encode(job | {"cancelled": job_id}))
     if is_local:
-        pid = int(job["pid"])
-        if is_alive(pid, job.get("pid_start")):
+        pid, started = int(known["pid"]), known.get("pid_start")
+        if is_alive(pid, started):
             os.kill(pid, signal.SIGTERM)
-        _await(run, lambda: not is_alive(pid, job.get("pid_start")))
+        _await(run, lambda: not is_alive(pid, started))
     else:
         slurm.cancel(job_id)
         _await(run, lambda: status([run])[0]["state"] in FINAL)

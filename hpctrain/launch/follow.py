@@ -177,7 +177,7 @@ def first_cause(run: RunDir, *, shown: int = 0, otherwise: str = "no reason was 
     outcome = read_json(run.outcome(numbers[-1])) if numbers else {}
     rank, message = outcome.get("rank"), str(outcome.get("message") or otherwise)
     if outcome.get("verdict") == "stopped":
-        return f"stopped: {message}\n  python -m hpctrain.launch.local {run.path} goes on from the last checkpoint"
+        return f"stopped: {message}\n  hpctrain resume {run.path} goes on from the last checkpoint"
     who = "" if rank is None or message.startswith("rank ") else f" on rank {rank} ({outcome.get('host', '?')})"
     if rank == shown:
         message = message.split("\n", 1)[0]

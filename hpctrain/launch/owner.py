@@ -75,7 +75,7 @@ def claim(run: RunDir, me: Mapping[str, Any], *, handed_over: int | None = None)
                 if time.monotonic() < deadline and _is_about_to_end(run, holder):
                     time.sleep(_LOOK_S)
                     continue
-                raise _owned(run, holder, why)
+                raise owned(run, holder, why)
         try:
             run.owners.mkdir(mode=0o700, exist_ok=True)
             if publish_first(run.owner(number + 1), msgspec.json.encode(me)):
@@ -130,7 +130,8 @@ def _is_about_to_end(run: RunDir, holder: Mapping[str, Any]) -> bool:
     return run.outcome(numbers[-1]).exists() if not verdict else not verdict.get("again")
 
 
-def _owned(run: RunDir, holder: Mapping[str, Any], why: str) -> OwnedError:
+def owned(run: RunDir, holder: Mapping[str, Any], why: str) -> OwnedError:
+    """Return the error that says whose a run is."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder.get("since") or 0)))
     is_job = holder.get("scheduler") == "slurm"
     who = f"job {holder.get('job_id')}" if is_job else f"process {holder.get('pid')} on {holder.get('host')}"

@@ -15,14 +15,20 @@ from hpctrain.launch.render import absolute, image, mpi_type, template
 from hpctrain.plan import Plan
 
 
-def preflight(loaded: Loaded, plan: Plan, *, on_slurm: bool = True) -> list[str]:
+def preflight(loaded: Loaded, plan: Plan, *, on_slurm: bool = True, code: bool = True) -> list[str]:
     """Return what would go wrong, each as `file:line:col: message`; nothing: submit.
+
+    Args:
+        loaded: the config.
+        plan: what follows from it.
+        on_slurm: where it shall run.
+        code: look for the user's own code in this directory; not where a run has its snapshot already.
 
     Raises:
         ClusterError: Slurm cannot be asked.
     """
     problems = [
-        *own_code.problems(loaded),
+        *(own_code.problems(loaded) if code else ()),
         *_files(loaded, plan, on_slurm=on_slurm),
         *_horovod(loaded, plan, on_slurm=on_slurm),
     ]

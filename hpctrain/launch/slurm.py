@@ -110,13 +110,13 @@ def call(argv: Sequence[str], *, timeout_s: float = ASK_TIMEOUT_S) -> "subproces
         raise ClusterError(f"{argv[0]} did not answer in {timeout_s:g} s", hint) from None
 
 
-def submit(script: Path) -> str:
-    """Queue a batch script; return its job id.
+def submit(script: Path, *, hold: bool = False) -> str:
+    """Queue a batch script; return its job id. A job on hold waits until `scontrol release`.
 
     Raises:
         ClusterError: Slurm refused it, or cannot be reached.
     """
-    done = call(["sbatch", "--parsable", str(script)], timeout_s=SUBMIT_TIMEOUT_S)
+    done = call(["sbatch", "--parsable", *(["--hold"] if hold else []), str(script)], timeout_s=SUBMIT_TIMEOUT_S)
     if done.returncode != 0:
         raise _refusal(script, done.stderr)
     # Sites wrap sbatch and print banners; with several clusters `;cluster` follows the id.

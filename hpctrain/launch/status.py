@@ -4,7 +4,6 @@ A verdict that a rank has written counts more than Slurm's COMPLETED or FAILED, 
 """
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,33 +198,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         step = "-" if row["step"] is None else f"{row['step']}/{total}" if total else str(row["step"])
         lines.append((
             Path(row["run"]).name, row["job_id"] or "-", row["state"], str(row["attempt"]), step,
-            _nodes(row["nodes"]), row["reason"],
+            nodes_text(row["nodes"]), row["reason"],
         ))  # fmt: skip
-    return _aligned(lines)
+    return aligned(lines)
 
 
-def attempts_table(run: RunDir) -> str:
-    """Return the ledger of a run as aligned columns for people; nothing before the first attempt."""
-    lines = [["ATTEMPT", "START", "TOOK", "NODES", "STEPS", "GAINED", "LOST", "CAUSE", "WHAT FOLLOWED"]]
-    for entry in ledger.read(run):
-        started = "-" if entry.start is None else time.strftime("%m-%d %H:%M:%S", time.localtime(entry.start))
-        took = "-" if entry.start is None or entry.end is None else f"{max(entry.end - entry.start, 0):.0f} s"
-        steps = "-" if entry.first_step is None else f"{entry.first_step} to {entry.last_step}"
-        counts = ["-" if count is None else str(count) for count in (entry.steps_gained, entry.work_lost)]
-        where = "" if entry.host is None else f" on {entry.host}"
-        cause = entry.verdict if entry.cause is None else f"{entry.cause}{where}"
-        followed = entry.reason.partition("\n")[0]
-        lines.append(
-            [str(entry.attempt), started, took, _nodes(entry.nodes), steps, *counts, cause or "runs", followed]
-        )
-    return _aligned(lines) if len(lines) > 1 else ""
-
-
-def _nodes(names: Sequence[str]) -> str:
+def nodes_text(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     return (" ".join(names[:4]) + (f" +{len(names) - 4}" if len(names) > 4 else "")) or "-"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines with their columns below each other; the last one is as long as it is."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return "\n".join(
         "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]).rstrip()

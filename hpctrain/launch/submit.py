@@ -14,12 +14,12 @@ import msgspec
 
 import hpctrain
 from hpctrain.config.load import Loaded, dump
-from hpctrain.errors import ClusterError, HpctrainError, UsageError
-from hpctrain.launch import slurm, snapshot
+from hpctrain.errors import ClusterError, HpctrainError, OwnedError, UsageError
+from hpctrain.launch import owner, slurm, snapshot
 from hpctrain.launch.render import render
 from hpctrain.plan import Plan
 from hpctrain.processes import start_time
-from hpctrain.rundir import RunDir, publish, remember_root, sums_of
+from hpctrain.rundir import RunDir, publish, read_json, remember_root, sums_of
 
 
 def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
@@ -28,33 +28,9 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
     Raises:
         UsageError: the directory cannot be made, or the code cannot be copied; nothing is left of it then.
     """
-    config, project = loaded.config, Path.cwd()
-    run = RunDir.create(config.runs, config.name)
+    run = RunDir.create(loaded.config.runs, loaded.config.name)
     try:
-        hidden = snapshot.take(config, project, run.code)
-        if hidden:
-            listed = ", ".join(hidden[:8]) + (f" and {len(hidden) - 8} more" if len(hidden) > 8 else "")
-            print(
-                f"hpctrain: not copied into the run, because their names look like secrets: {listed}", file=sys.stderr
-            )
-        publish(run.config, dump(config).encode())
-        publish(run.plan, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
-        sums = os.fsencode(sums_of(run.code))
-        publish(run.code_sums, sums)
-        record = {
-            "hpctrain": hpctrain.__version__,
-            "python": sys.executable,
-            "python_version": platform.python_version(),
-            "host": platform.node(),
-            "argv": list(argv),
-            "cwd": str(project),
-            "git": snapshot.revision(project),
-            "code": hashlib.sha256(sums).hexdigest(),
-            "left_out": hidden,
-            "created": time.time(),
-        }
-        publish(run.env, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-        publish(run.script, render(loaded, plan, run, python=sys.executable).encode())
+        write(run, loaded, plan, argv=argv)
     except OSError as error:
         run.remove()
         raise UsageError(
@@ -65,6 +41,42 @@ def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
         run.remove()
         raise
     return run
+
+
+def write(run: RunDir, loaded: Loaded, plan: Plan, *, argv: Sequence[str], code: bool = True) -> None:
+    """Write what a run is frozen as into its directory; without `code` the snapshot that is there stays.
+
+    Raises:
+        UsageError: the code cannot be copied.
+        OSError: the directory cannot be written.
+    """
+    config, project, before = loaded.config, Path.cwd(), read_json(run.env)
+    hidden = before.get("left_out", [])
+    if code:
+        hidden = snapshot.take(config, project, run.code)
+        if hidden:
+            listed = ", ".join(hidden[:8]) + (f" and {len(hidden) - 8} more" if len(hidden) > 8 else "")
+            print(
+                f"hpctrain: not copied into the run, because their names look like secrets: {listed}", file=sys.stderr
+            )
+        publish(run.code_sums, os.fsencode(sums_of(run.code)))
+    publish(run.config, dump(config).encode())
+    publish(run.plan, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+    sums = run.code_sums.read_bytes() if run.code_sums.exists() else b""  # an ejected run has no snapshot
+    record = {
+        "hpctrain": hpctrain.__version__,
+        "python": sys.executable,
+        "python_version": platform.python_version(),
+        "host": platform.node(),
+        "argv": list(argv),
+        "cwd": str(project),
+        "git": snapshot.revision(project) if code else before.get("git", {}),
+        "code": hashlib.sha256(sums).hexdigest(),
+        "left_out": hidden,
+        "created": time.time(),
+    }
+    publish(run.env, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    publish(run.script, render(loaded, plan, run, python=sys.executable).encode())
 
 
 def to_slurm(run: RunDir) -> str:
@@ -79,24 +91,48 @@ def to_slurm(run: RunDir) -> str:
     except HpctrainError:
         run.remove()
         raise
+    return record_slurm(run, job_id)
+
+
+def record_slurm(run: RunDir, job_id: str, *, handed_over: int | None = None) -> str:
+    """Write that a job owns the run, and job.json; return the job id.
+
+    Args:
+        run: the run directory.
+        job_id: the job that Slurm has made of it.
+        handed_over: number of this process's own claim on it.
+
+    Raises:
+        OwnedError: somebody else owns it.
+        ClusterError: it cannot be written down.
+    """
     try:
+        owner.claim(run, owner.of_job(job_id, slurm.sandbox()), handed_over=handed_over)
         return _record(run, {"scheduler": "slurm", "job_id": job_id, "sandbox": slurm.sandbox()})
-    except OSError as error:
+    except OwnedError:
+        raise
+    except (OSError, UsageError) as error:
         raise ClusterError(
-            f"Slurm took the run as job {job_id}, but {run.job} cannot be written: {error.strerror}",
+            f"Slurm took the run as job {job_id}, but {run.job} cannot be written: {getattr(error, 'strerror', error)}",
             f"the job runs in {run.path}; scancel {job_id} ends it",
         ) from None
 
 
-def to_background(run: RunDir) -> str:
-    """Start the local supervisor as a process of its own; return its job id, `local-PID`."""
+def to_background(run: RunDir, *, handed_over: int | None = None) -> str:
+    """Start the local supervisor as a process of its own; return its job id, `local-PID`.
+
+    Args:
+        run: the run directory.
+        handed_over: number of this process's claim on it, which the supervisor takes over.
+    """
+    inherited = {} if handed_over is None else {owner.HANDED_OVER: str(handed_over)}
     with (run.path / "supervisor.log").open("ab") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "hpctrain.launch.local", str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(run.code), *_python_path()])},
+            env={**os.environ, **inherited, "PYTHONPATH": os.pathsep.join([str(run.code), *_python_path()])},
             start_new_session=True,
         )
     return record_local(run, supervisor.pid)

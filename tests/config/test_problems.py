@@ -90,8 +90,8 @@ LENGTH = "expected a length such as '5 epochs', '1000 steps' or '10 %'"
         (
             "restart: {zzz: 1}",
             (
-                "7:11: restart.zzz: unknown key; allowed: "
-                "preempted, time_limit, node_failure, rank_killed, hang, out_of_memory, rendezvous_failed"
+                "7:11: restart.zzz: unknown key; allowed: preempted, time_limit, node_failure, rank_killed, hang, "
+                "out_of_memory, rendezvous_failed"
             ),
         ),
         ("log: {epochs: 1}", "7:7: log.epochs: unknown key; did you mean train.epochs?"),

@@ -174,7 +174,7 @@ def test_ctrl_c_in_the_foreground_reaches_the_ranks_and_ends_them(project, hpctr
     assert running.returncode == 4, err
     assert alive(str(run)) == []
     assert "hpctrain: stopped: it was told to stop" in err
-    assert f"python -m hpctrain.launch.local {run} goes on" in err
+    assert f"hpctrain resume {run} goes on" in err
     assert "restart 1 of" not in err
     [row] = json.loads(hpctrain("status", "--json", run).stdout)
     assert row["state"] == "CANCELLED"
@@ -192,10 +192,10 @@ def test_a_stopped_run_goes_on_by_the_command_it_prints(project, hpctrain):
     until((run / "attempts/1/metrics.jsonl").exists)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
-    assert f"python -m hpctrain.launch.local {run} goes on" in err
+    assert f"hpctrain resume {run} goes on" in err
     first = outcomes(run)[0]
     assert first["verdict"] == "stopped", "else it was quicker"
-    subprocess.run([sys.executable, "-m", "hpctrain.launch.local", str(run)], check=True, timeout=60)
+    assert hpctrain("resume", run, "--follow").returncode == 0
     assert (outcomes(run)[1]["verdict"], outcomes(run)[1]["step"]) == ("completed", 500)
     [row] = json.loads(hpctrain("status", "--json", run).stdout)
     assert (row["state"], row["attempt"]) == ("COMPLETED", 2)

@@ -131,8 +131,8 @@ def test_an_ejected_script_carries_its_config_and_plan(make, tmp_path):
     assert "#SBATCH --output=slurm-%j.out\n" in script
     assert "#SBATCH --chdir" not in script
     # the part that makes the run directory, alone
-    part = script[script.index("runs=") : script.index("\npython=")]
-    code = f'publish() {{ printf %s "$2" >"$1"; }}\nfail() {{ exit 9; }}\n{part}'
+    part = script[script.index("runs=") : script.index("\nmapfile -t hosts")]
+    code = f"fail() {{ exit 9; }}\n{part}"
     done = subprocess.run(
         ["bash", "-c", code], env={"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}, check=False, cwd=tmp_path
     )
