@@ -9,6 +9,7 @@ import pytest
 if str(Path(__file__).parents[2]) not in sys.path:  # the ranks import the helper by its name
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from hpctrain.rundir import RunDir
 from tests.train.ranks import Ranks
 
 
@@ -17,3 +18,12 @@ def ranks(tmp_path) -> Iterator[Ranks]:
     started = Ranks(tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    """An empty run directory."""
+    made = RunDir(tmp_path / "run")
+    for part in (made.attempts, made.ckpt, made.stage):
+        part.mkdir(parents=True)
+    return made

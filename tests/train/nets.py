@@ -31,19 +31,21 @@ def drawing() -> nn.Module:
 
 
 class _Steep(nn.Module):
-    """Its gradient, at the scale with which float16 begins, is too large for float16."""
+    """In every fourth pass of training its gradient is too large for float16."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.passes = 0
 
     def forward(self, images: Tensor) -> Tensor:
+        self.passes += self.training
         logits: Tensor = self.body(images)
-        return logits * 200
+        return logits.float() * (1e7 if self.training and self.passes % 4 == 0 else 1)
 
 
 def steep() -> nn.Module:
-    """Return a net whose first steps are skipped by the scaler."""
+    """Return a net some of whose steps are skipped by the scaler."""
     return _Steep()
 
 

@@ -6,82 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from hpctrain.config.datasets import Split
 from hpctrain.errors import CheckpointError
-from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir
 from tests.train.ranks import make_config
 
 torch = pytest.importorskip("torch")
-from hpctrain.dist.single import Single, SingleStep  # noqa: E402 - needs torch
+from hpctrain.dist.single import SingleStep  # noqa: E402 - needs torch
 from hpctrain.train import rng  # noqa: E402
 from hpctrain.train.average import Average  # noqa: E402
-from hpctrain.train.checkpoint import Checkpoints  # noqa: E402
-from hpctrain.train.snapshot import Buffers  # noqa: E402
+from tests.train.saving import CPU, PLAN, Store, checkpoints, parts, state_of  # noqa: E402
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.torch
-
-PLAN = Plan(
-    name="t", seed=3, nodes=1, ranks_per_node=2, ranks=2, device="cpu", strategy="ddp",
-    backend="gloo", launcher="local", precision="fp32",
-    train_samples=100, global_batch=8, accumulate=1, steps_per_epoch=13, total_steps=26,
-)  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path):
-    run = RunDir(tmp_path / "run")
-    for part in (run.attempts, run.ckpt, run.stage):
-        part.mkdir(parents=True)
-    return run
-
-
-def checkpoints(run, attempt=1, *, keep=2, keep_best=False, config=None, **changes):
-    made = Store(
-        run,
-        attempt,
-        msgspec.structs.replace(PLAN, **changes),
-        config or make_config(checkpoint={"keep": keep, "keep_best": keep_best}),
-    )
-    if not run.staging(attempt).exists():
-        made.fence()
-    return made
-
-
-class Store(Checkpoints):
-    """Checkpoints of a single rank, saved and loaded at once."""
-
-    def save(self, done, model, step, average=None, **about):
-        states = rng.gather(Single(), CPU)
-        self.publish(Buffers(CPU).take(done, model, step, average, states), **{"evaluated": True, **about})
-
-    def load_here(self, manifest, model, step, average=None, rank=0):
-        return self.load(manifest, model, step, average, rank=rank, device=CPU)
-
-
-def parts(seed=0, width=4, kind=torch.optim.SGD, **options):
-    """A small model with a tied weight and a buffer, after one step of its optimizer."""
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(width, width), torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width)
-    )
-    model[1].weight = model[0].weight
-    optimizer = kind(model.parameters(), lr=0.1, **options)
-    model(torch.randn(5, width)).square().sum().backward()
-    optimizer.step()
-    return model, SingleStep(model, optimizer)
-
-
-def state_of(model, step):
-    from safetensors.torch import save
-
-    from hpctrain.train import state
-
-    return [save(tensors) for tensors in (
-        {key: value.clone() for key, value in state.model_tensors(model).items()},
-        state.optimizer_tensors(step.optimizer)[0],
-    )]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -242,65 +176,6 @@ def test_a_killed_delete_or_save_leaves_nothing_that_looks_whole(run, monkeypatc
     assert [path.name for path in run.stage.iterdir()] == ["attempt_2"]
 
 
-OTHER_RUNS = {
-    "batch": (
-        {"global_batch": 16, "steps_per_epoch": 7},
-        (
-            "step 5 of step_00000005 is 5 x 8 = 40 samples into the run with the global batch that trained it, but "
-            "5 x 16 = 80 with the one that is asked for: samples would be repeated or left out\n"
-            "  keep batch.global=8 (other ranks are fine), or start a new run"
-        ),
-    ),
-    "seed": (
-        {"seed": 4},
-        (
-            "RUN/ckpt/step_00000005 was trained with seed 3; seed 4 gives another order of samples\n"
-            "  go on with seed=3, or start a new run"
-        ),
-    ),
-    "data": (
-        {"train_samples": 96, "steps_per_epoch": 12},
-        (
-            "step 5 of step_00000005 is of a run with 100 samples in 13 steps per epoch; now there are 96 in 12\n"
-            "  go on with the same data.samples and batch.tail, or start a new run"
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_RUNS)
-def test_a_checkpoint_of_another_run_is_refused_with_the_arithmetic(run, kind):
-    changes, message = OTHER_RUNS[kind]
-    store = checkpoints(run)
-    store.save(5, *parts())
-    manifest, _ = store.newest()
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints(run, **changes).load_here(manifest, *parts())
-    assert str(caught.value).replace(str(run.path), "RUN") == message
-
-
-def test_another_number_of_ranks_may_go_on(run):
-    store = checkpoints(run)
-    store.save(5, *parts())
-    checkpoints(run, ranks=4, ranks_per_node=4).load_here(store.newest()[0], *parts())
-
-
-def test_another_model_is_refused_with_its_shapes(run):
-    store = checkpoints(run)
-    store.save(5, *parts())
-    with pytest.raises(CheckpointError) as caught:
-        store.load_here(store.newest()[0], *parts(width=3))
-    assert "holds another model than the config's: 8 differences" in str(caught.value)
-    assert "0.weight: 4 x 4 float32 in the checkpoint, 3 x 3 float32 in the model" in str(caught.value)
-
-
-def test_another_optimizer_is_refused(run):
-    store = checkpoints(run)
-    store.save(5, *parts())
-    with pytest.raises(CheckpointError, match=r"holds the state of SGD over .* optimizer is Adam over"):
-        store.load_here(store.newest()[0], *parts(kind=torch.optim.Adam))
-
-
 def test_a_full_disk_is_an_error_that_says_how_much_is_missing(run, monkeypatch):
     store = checkpoints(run)
     store.save(1, *parts())
@@ -344,62 +219,6 @@ def test_averages_and_generators_come_back(run):
     assert state_of(other, other_step) == state_of(model, step)
     with average.in_use(), other_average.in_use():
         assert state_of(other, other_step) == state_of(model, step)
-
-
-def test_an_image_is_what_safetensors_writes():
-    from safetensors.torch import save
-
-    from hpctrain.train.image import Image
-
-    torch.manual_seed(0)
-    tensors = {
-        'with "quotes" and umlauts ü': torch.randn(3, 4).t(),
-        "number": torch.tensor(3.0),
-        "empty": torch.zeros(0, 5),
-        **{
-            str(dtype): torch.randint(0, 2, (5,)).to(dtype)
-            for dtype in (
-                torch.uint64, torch.int64, torch.float64, torch.complex64, torch.uint32, torch.int32, torch.bfloat16,
-                torch.float16, torch.uint16, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8,
-                torch.uint8, torch.bool,
-            )
-        },
-    }  # fmt: skip
-    image = Image(tensors, pinned=False)
-    assert image.fits(tensors)
-    assert not image.fits({**tensors, "number": torch.tensor(3)})
-    image.fill(tensors)
-    assert bytes(image.content) == save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    assert bytes(Image({}, pinned=False).content) == save({})
-
-
-POLICIES = {
-    "batch.tail": ({"batch": {"tail": "drop"}}, "keep", "drop"),
-    "data.shuffle": ({"data": {"shuffle": "blocks"}}, "full", "blocks"),
-    "data.block": ({"data": {"block": 16}}, "256", "16"),
-    "data.dataset": ({"data": {"dataset": "mnist"}}, "digits", "mnist"),
-    "data.split.validation": ({"data": {"split": Split(validation=0.25)}}, "0.0", "0.25"),
-}
-
-
-@pytest.mark.parametrize("key", POLICIES)
-def test_another_data_policy_is_refused_with_what_to_type(run, key):
-    changes, was, now = POLICIES[key]
-    store = checkpoints(run)
-    store.save(5, *parts())
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints(run, config=make_config(**changes)).load_here(store.newest()[0], *parts())
-    assert str(caught.value) == (
-        f"{run.checkpoint(5)} was trained with {key} {was}; {now} gives another order of samples\n"
-        f"  go on with {key}={was}, or start a new run"
-    )
-
-
-def test_data_that_changed_is_refused(run):
-    store = checkpoints(run, data_digest="a")
-    store.save(5, *parts())
-    with pytest.raises(CheckpointError, match="was trained on other data: files were added, removed or renamed"):
-        checkpoints(run, data_digest="b").load_here(store.newest()[0], *parts())
 
 
 @pytest.mark.parametrize(("name", "scores", "best"), [
