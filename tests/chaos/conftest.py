@@ -1,5 +1,7 @@
 """Faults that are injected at an exact place, and what is needed to see that nothing was lost."""
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,18 @@ def ranks(tmp_path) -> Iterator[Ranks]:
     started = Ranks(tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture(scope="session")
+def strace() -> str:
+    """Return the program that makes system calls fail; skip where it is not installed, fail there in CI."""
+    found = shutil.which("strace")
+    if found is None:
+        how = "strace is not installed: apt-get install --no-install-recommends strace"
+        if os.environ.get("CI") == "true":
+            pytest.fail(how)
+        pytest.skip(how)
+    return found
 
 
 @pytest.fixture
