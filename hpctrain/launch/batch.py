@@ -130,12 +130,19 @@ def _end(run: RunDir, number: int, code: int) -> int:
         else:
             _give_up(run, job_id, claim, decision.reason)
         return decision.exit_code
-    return _once_more(run, job_id, claim, config, decision, ending=ending)
+    return _once_more(run, number, claim, config, decision, ending=ending)
 
 
-def _once_more(run: RunDir, job_id: str, claim: int, config: Config, decision: ledger.Decision, *, ending: bool) -> int:
+def _once_more(run: RunDir, number: int, claim: int, config: Config, decision: ledger.Decision, *, ending: bool) -> int:
     _say(decision.reason)
-    refused = requeue.requeue(job_id)
+    job_id = os.environ["SLURM_JOB_ID"]
+
+    def outdated() -> bool:
+        return run.attempt_numbers()[-1] > number
+
+    refused = requeue.requeue(job_id, outdated)
+    if refused and outdated():
+        return 4
     if refused and not ending:
         _give_up(run, job_id, claim, f"Slurm refused to requeue job {job_id} ({refused})")
         return 4

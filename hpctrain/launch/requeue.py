@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hpctrain.errors import ClusterError
 from hpctrain.launch import slurm
@@ -13,13 +13,16 @@ _TRIES, _PAUSE_S = 12, 5.0
 _NO_CONTROLLER = r"Unable to contact slurm controller|Connection (?:refused|timed out)|Socket timed out|Zero Bytes"
 
 
-def requeue(job_id: str) -> str:
-    """Put a running job back into the queue; return '' or why Slurm refused.
+def requeue(job_id: str, outdated: Callable[[], bool]) -> str:
+    """Put a running job back into the queue; return '' or why that was not done.
 
     Slurm answers by ending the job, so the caller should ignore TERM. A controller that is being restarted is asked
-    again for a minute: the run is worth more than the wait.
+    again for a minute: the run is worth more than the wait. A job that runs elsewhere by now under the same id, because
+    Slurm has given this node up, is left alone.
     """
     for attempt in range(_TRIES):
+        if outdated():
+            return "a newer attempt runs already"
         try:
             done = slurm.call(["scontrol", "requeue", job_id])
         except ClusterError as error:

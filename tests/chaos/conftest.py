@@ -27,6 +27,18 @@ def ranks(tmp_path) -> Iterator[Ranks]:
     started.end()
 
 
+@pytest.fixture(scope="session")
+def strace() -> str:
+    """Return the program that makes system calls fail; skip where it is not installed, fail there in CI."""
+    found = shutil.which("strace")
+    if found is None:
+        how = "strace is not installed: apt-get install --no-install-recommends strace"
+        if os.environ.get("CI") == "true":
+            pytest.fail(how)
+        pytest.skip(how)
+    return found
+
+
 @pytest.fixture
 def chaos(tmp_path) -> Iterator[Callable[..., Chaos]]:
     """Make projects whose models do harm."""
@@ -59,15 +71,3 @@ def twin(tmp_path_factory) -> Iterator[Callable[..., RunDir]]:
     yield run
     for project in projects:
         project.end()
-
-
-@pytest.fixture(scope="session")
-def strace() -> str:
-    """Return the program that makes system calls fail; skip where it is not installed, fail there in CI."""
-    found = shutil.which("strace")
-    if found is None:
-        how = "strace is not installed: apt-get install --no-install-recommends strace"
-        if os.environ.get("CI") == "true":
-            pytest.fail(how)
-        pytest.skip(how)
-    return found

@@ -33,6 +33,7 @@ from hpctrain.world import from_env
 
 _REHEARSED = 2  # samples of the passes that settle DDP, which belong to no step
 _HELD_S = 90.0
+_IN_A_SAVE = {"stage", "publish", "published"}
 _PUBLISHED = re.compile(r"/ckpt/step_(\d{8})$")
 _STAGED = re.compile(r"/stage/attempt_\d+/.*step_(\d{8})/.*\.safetensors")
 
@@ -45,6 +46,10 @@ class _Address:
         self.at, self.always = given.get("at", "forward"), given.get("always", False)
         self._marker = folder / f"{self.kind}-{self.at}-r{self.rank}-s{self.step}"
         self._left = self.always or not self._marker.exists()
+
+    def is_due_in_save(self, step: int) -> bool:
+        """Say whether it will be reached while the state after `step` steps is saved, perhaps by another thread."""
+        return self._left and self.step == step and self.at in _IN_A_SAVE
 
     def claim(self, at: str, step: int) -> bool:
         """Say whether it is here and now, and that it has been done."""
@@ -85,10 +90,17 @@ class _Net(nn.Module):
         elif len(images) > _REHEARSED:
             if within == 0:
                 time.sleep(self._pause_ms / 1000)
+                self._await_save(step)
                 self.reach("forward", step)
                 logits.register_hook(lambda _: self.reach("backward", step))
             self.passes += 1
         return logits
+
+    def _await_save(self, step: int) -> None:
+        """Stay in this step until harm is done to the save before it: how far a thread has come is chance."""
+        deadline = time.monotonic() + _HELD_S
+        while any(address.is_due_in_save(step) for address in self._addresses) and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     def reach(self, at: str, step: int) -> None:
         """Do what is due here."""

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hpctrain.config.schema import Dist
 from hpctrain.rundir import RunDir, read_json
 from tests.chaos import oracle
 from tests.chaos.runs import SAMPLES, STEPS, address, marker
@@ -182,3 +183,17 @@ def test_the_threads_that_make_batches_end(chaos):
     assert "SystemExit" in outcome["message"], outcome
     assert hit.supervise(run) == 0, oracle.logs(run)
     oracle.assert_like(run, twin, samples=SAMPLES)
+
+
+@pytest.mark.skipif("hang" not in Dist.__struct_fields__, reason="there is no watchdog yet")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_is_named_and_the_run_starts_again(chaos, twin, rank):
+    """Its peer waits for it in a collective, and its own process cannot do anything."""
+    project = chaos([address("sigstop", rank, 9)])
+    run = project.freeze(2, "dist.hang=5")
+    assert project.supervise(run) == 0, oracle.logs(run)
+    assert_done(project)
+    first, second = oracle.outcomes(run)
+    assert (first["cause"], first["rank"]) == ("hang", rank), oracle.logs(run)
+    assert second["verdict"] == "completed"
+    oracle.assert_like(run, twin(2), samples=SAMPLES)
