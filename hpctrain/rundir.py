@@ -4,6 +4,7 @@ RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json
                code/  ckpt/step_XXXXXXXX/  stage/attempt_N/
                attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,launch.log}
                attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl
+               attempts/N/hang/HOST.json  attempts/N/ranks/HOST.json
 """
 
 import os
@@ -145,6 +146,14 @@ class RunDir:
     def outcome(self, number: int) -> Path:
         """How an attempt ended."""
         return self.attempt(number) / "outcome.json"
+
+    def hang(self, number: int, host: str) -> Path:
+        """Where the ranks of a node stood when one hung, with their stacks; the watchdog of the node writes it."""
+        return self.attempt(number) / "hang" / f"{host}.json"
+
+    def ranks(self, number: int, host: str) -> Path:
+        """How fast the ranks of a node are, written now and then by its watchdog."""
+        return self.attempt(number) / "ranks" / f"{host}.json"
 
     def samples(self, number: int, rank: int) -> Path:
         """Which samples a rank saw, with `log.samples: true`."""

@@ -137,6 +137,9 @@ class Dist(Struct, frozen=True, kw_only=True):
     """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
     timeout: Positive = 600
     """Seconds that ranks wait for each other, at the start and in a collective."""
+    hang: Count = 120
+    """Seconds without progress after which a rank counts as hanging: it is named, and the attempt ends. Long steps are
+    learned; the start, the first step and a save may take `timeout`. 0: nobody looks. With `command:` nobody does."""
     horovod: Horovod = Horovod()
     fork: bool = True
     """Without Slurm: import torch once and fork the ranks, where they cannot tell (see docs/guide.md); false: each

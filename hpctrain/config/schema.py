@@ -111,6 +111,10 @@ class Train(Struct, frozen=True, kw_only=True):
     eval_every: Duration = Duration(1, "epochs")
     """Length between two evaluations on the validation set, or on the test set where there is none; the end is always
     evaluated, on both."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """Where the loss or the gradient is infinite or no number. stop: end the run as failed. skip: leave such a step
+    out, which is looked for in every step; more than ten in a row end the run. rollback: go back to the newest
+    checkpoint and leave such steps out on the way, at no cost until then; a fourth time ends the run."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):

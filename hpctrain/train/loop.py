@@ -31,6 +31,8 @@ from hpctrain.schedule import is_due, lr_at
 from hpctrain.train import outcome, prepare
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
+from hpctrain.train.guard import Guard
+from hpctrain.train.heartbeat import Heart, Phase
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
@@ -49,6 +51,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     device: torch.device,
     stop: Stop,
     *,
+    heart: Heart | None = None,
     debug: bool = False,
 ) -> Outcome:
     """Train from where the run stands to its end, or until told to stop.
@@ -64,6 +67,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         comm: all ranks.
         device: of this rank.
         stop: with its handlers installed.
+        heart: shows the watchdog what this rank does.
         debug: name the operation that made a NaN, and refuse what is not deterministic.
 
     Raises:
@@ -73,6 +77,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         JobError: the loss is no number any more, or the user's model failed.
     """
     began = time.perf_counter()
+    heart = heart or Heart()
+    enter = heart.enter
     if debug:
         torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(True)
@@ -88,6 +94,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             f"the newest checkpoint is of step {start}, and the plan ends at step {total}",
             "ask for more: train.epochs or train.steps",
         )
+    heart.begin(start)
     batches = Batches(
         samples=numbers.train_samples,
         global_batch=numbers.global_batch,
@@ -98,6 +105,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         seed=plan.seed,
         block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
     )
+    guard = Guard("stop" if config.train is None else config.train.on_nan, model, wrapped, comm.rank)
     rate = _rate(config, numbers)
     report = Report(
         run.metrics(attempt) if comm.rank == 0 else None,
@@ -117,35 +125,44 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     def evaluate_now() -> Result | None:
         """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
         timer.pause()
+        enter(Phase.COMM, done)
         share_buffers(model, comm)
+        beat = functools.partial(enter, step=done)
         latest = None
         for split, part in (("validation", data.validation), ("test", data.test)):
             if part is None or (part is data.test and data.validation is not None and done < total):
                 continue
-            latest = evaluate(model, part, objective, comm=comm, precision=precision)
+            latest = evaluate(model, part, objective, comm=comm, precision=precision, beat=beat)
             report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
                          seconds=latest.seconds)  # fmt: skip
+        enter(Phase.COMM, done)
         timer.go_on()
         return latest if data.validation is None or done == total else None
 
     def save(*, evaluated: bool) -> None:
         timer.pause()
-        _check_loss(float(comm.sum(meter.totals())[0]), done, lr)  # what no number made is not worth keeping
         if comm.rank == 0:
+            enter(Phase.CHECKPOINT, done)
             checkpoints.save(done, model, wrapped, evaluated=evaluated)
         timer.go_on()
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
         result = evaluate_now()  # the attempt before was stopped between the step and its evaluation
 
-    for index in range(start, total):
-        lr = rate(index)
+    if guard.may_go_back() and found is None:  # else there would be nowhere to go back to
+        save(evaluated=True)
+
+    while done < total:
+        index, lr = done, rate(done)
+        guard.begin(index)
         for group in wrapped.optimizer.param_groups:
             group["lr"] = lr
         for number in range(numbers.accumulate):
             last = number == numbers.accumulate - 1
+            enter(Phase.DATA, index, number)
             inputs, targets = next(coming)
             share = shares[0]
+            enter(Phase.FORWARD, index, number)
             if draws:
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
             with precision.arithmetic():
@@ -156,32 +173,57 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 loss = loss * 0.0
             else:
                 meter.add(outputs, targets, loss)
+            enter(Phase.BACKWARD, index, number)
             wrapped.backward(loss / share.samples, last=last)
-        wrapped.apply()
+        applied = guard.apply(index)
         shares.popleft()
         done = index + 1
-        seen += share.samples
+        enter(Phase.COMM, done)
+        if applied:
+            meter.keep()
+            seen += share.samples
+        else:
+            meter.drop()
         if sample_log is not None:
-            sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
+            audit = {"epoch": share.epoch, "step": done, "ids": share.ids()}
+            sample_log.write(audit if applied else audit | {"applied": False})
         if index == start or done == total:
             _check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
 
         if done >= stop.next_step and done < total:
             cause = stop.agree(done, comm)
-        if cause is not None or is_due(done, numbers.log_every_steps, total):
+        reports = cause is not None or is_due(done, numbers.log_every_steps, total)
+        evaluates = is_due(done, numbers.eval_every_steps, total)
+        saves = cause is not None or is_due(done, numbers.checkpoint_every_steps, total)
+        if reports or evaluates or saves:
             loss_sum, score = comm.sum(meter.totals()).tolist()
-            _check_loss(loss_sum, done, lr)
+            if not math.isfinite(loss_sum) or (saves and not guard.is_sound()):  # not worth keeping, nor to go on with
+                back = prepare.restore(checkpoints, comm, model, wrapped) if guard.may_go_back() else None
+                if back is None:
+                    raise guard.error(loss_sum, done, lr)
+                guard.went_back(done, back.step)
+                if sample_log is not None:
+                    sample_log.write({"rolled_back": {"from": done, "to": back.step}})
+                done, reported, cause = back.step, seen, None
+                stop.next_step = min(stop.next_step, done + 1)
+                meter.reset()
+                timer.lap()
+                coming.close()
+                shares.clear()
+                coming = data.train.stream(_wanted(batches, done, total, comm, shares))
+                continue
+        if reports and seen > reported:
             count = seen - reported
             report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
-                         seconds=timer.lap())  # fmt: skip
+                         seconds=timer.lap(), skipped=guard.skipped)  # fmt: skip
             meter.reset()
             reported = seen
         if cause is not None:
-            save(evaluated=not is_due(done, numbers.eval_every_steps, total))
+            save(evaluated=not evaluates)
             break
-        if is_due(done, numbers.eval_every_steps, total):
+        if evaluates:
             result = evaluate_now()
-        if is_due(done, numbers.checkpoint_every_steps, total):
+        if saves:
             save(evaluated=True)
 
     coming.close()
@@ -208,6 +250,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if comm.rank == 0:
         print(ended.line(), flush=True)  # first: who follows the log stops at the outcome
         outcome.write(run, attempt, ended)
+    enter(Phase.COMM, done)
     comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
     return ended
 
@@ -257,17 +300,4 @@ def _check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: 
         raise WorldError(
             f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
             f"{plan.ranks} at {lr}"
-        )
-
-
-def _check_loss(loss: float, step: int, lr: float) -> None:
-    """Refuse to go on with a loss that is no number; it is the same on all ranks, so all end here.
-
-    Raises:
-        JobError: it is infinite or no number.
-    """
-    if not math.isfinite(loss):
-        raise JobError(
-            f"the loss is {loss} at step {step} (learning rate {lr:g})",
-            "try a lower optim.lr, a longer optim.warmup, or hpctrain run --debug to see which operation began it",
         )

@@ -94,16 +94,26 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
 
 
 def resume(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -> Manifest | None:
-    """Shut out older attempts, then put the newest checkpoint that verifies into model, optimizer and scaler.
-
-    Rank 0 chooses, so that all go on from the same; None if there is none yet.
+    """Shut out older attempts, then restore the newest checkpoint that verifies; None if there is none yet.
 
     Raises:
         CheckpointError: it does not fit the config, this attempt is outdated, or all that are there are damaged.
     """
-    choice = b""
     if comm.rank == 0:
         checkpoints.fence()
+    return restore(checkpoints, comm, model, step)
+
+
+def restore(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) -> Manifest | None:
+    """Put the newest checkpoint that verifies into model, optimizer and scaler; None if there is none yet.
+
+    Rank 0 chooses, so that all go on from the same.
+
+    Raises:
+        CheckpointError: it does not fit the config, or all that are there are damaged.
+    """
+    choice = b""
+    if comm.rank == 0:
         manifest, damaged = checkpoints.newest()
         for message in damaged:
             print(f"hpctrain: skipped a checkpoint: {message}", flush=True)
