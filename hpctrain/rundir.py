@@ -4,7 +4,7 @@ RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json
                code/  ckpt/step_XXXXXXXX/  stage/attempt_N/
                attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,launch.log}
                attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl
-               attempts/N/hang/HOST.json  attempts/N/ranks/HOST.json
+               attempts/N/hang/HOST.json  attempts/N/ranks/HOST.json  attempts/N/timing.json
 """
 
 import os
@@ -154,6 +154,10 @@ class RunDir:
     def ranks(self, number: int, host: str) -> Path:
         """How fast the ranks of a node are, written now and then by its watchdog."""
         return self.attempt(number) / "ranks" / f"{host}.json"
+
+    def timing(self, number: int) -> Path:
+        """How long a step, a save and an evaluation of an attempt take."""
+        return self.attempt(number) / "timing.json"
 
     def samples(self, number: int, rank: int) -> Path:
         """Which samples a rank saw, with `log.samples: true`."""

@@ -69,7 +69,7 @@ class Heart:
         self._cells[_FIRST] = step
 
     def enter(self, phase: Phase, step: int, number: int = 0) -> None:
-        """Say what comes now; again with the same phase: that it goes on. Costs less than a microsecond.
+        """Say what comes now; again with the same phase: that it goes on. Costs about a microsecond.
 
         Args:
             phase: what the rank does from now on.

@@ -17,20 +17,20 @@ from collections.abc import Iterator
 
 import msgspec
 import torch
-from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.batches import Batches, Share
 from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
-from hpctrain.errors import JobError, WorldError
+from hpctrain.errors import JobError
 from hpctrain.models.build import BUILDERS
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
-from hpctrain.schedule import is_due, lr_at
+from hpctrain.schedule import is_due
 from hpctrain.train import outcome, prepare
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
+from hpctrain.train.grace import Grace
 from hpctrain.train.guard import Guard
 from hpctrain.train.heartbeat import Heart, Phase
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
@@ -106,13 +106,14 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
     )
     guard = Guard("stop" if config.train is None else config.train.on_nan, model, wrapped, comm.rank)
-    rate = _rate(config, numbers)
+    rate = prepare.rate_of(config, numbers)
     report = Report(
         run.metrics(attempt) if comm.rank == 0 else None,
         steps_per_epoch=numbers.steps_per_epoch,
         total_steps=total,
         score_name=objective.score_name,
     )
+    grace = stop.grace = Grace(run.timing(attempt), config, model) if comm.rank == 0 else None
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
     draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
     shares: deque[Share] = deque()  # of steps whose batches are being made
@@ -135,15 +136,19 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             latest = evaluate(model, part, objective, comm=comm, precision=precision, beat=beat)
             report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
                          seconds=latest.seconds)  # fmt: skip
+            if grace is not None:
+                grace.evaluated(latest.seconds)
         enter(Phase.COMM, done)
         timer.go_on()
         return latest if data.validation is None or done == total else None
 
     def save(*, evaluated: bool) -> None:
         timer.pause()
-        if comm.rank == 0:
+        if grace is not None:
             enter(Phase.CHECKPOINT, done)
+            began_s = time.perf_counter()
             checkpoints.save(done, model, wrapped, evaluated=evaluated)
+            grace.saved(time.perf_counter() - began_s)
         timer.go_on()
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
@@ -178,7 +183,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         applied = guard.apply(index)
         shares.popleft()
         done = index + 1
-        enter(Phase.COMM, done)
         if applied:
             meter.keep()
             seen += share.samples
@@ -188,14 +192,16 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             audit = {"epoch": share.epoch, "step": done, "ids": share.ids()}
             sample_log.write(audit if applied else audit | {"applied": False})
         if index == start or done == total:
-            _check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
+            prepare.check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
 
         if done >= stop.next_step and done < total:
+            enter(Phase.COMM, done)
             cause = stop.agree(done, comm)
         reports = cause is not None or is_due(done, numbers.log_every_steps, total)
         evaluates = is_due(done, numbers.eval_every_steps, total)
         saves = cause is not None or is_due(done, numbers.checkpoint_every_steps, total)
         if reports or evaluates or saves:
+            enter(Phase.COMM, done)
             loss_sum, score = comm.sum(meter.totals()).tolist()
             if not math.isfinite(loss_sum) or (saves and not guard.is_sound()):  # not worth keeping, nor to go on with
                 back = prepare.restore(checkpoints, comm, model, wrapped) if guard.may_go_back() else None
@@ -213,9 +219,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 coming = data.train.stream(_wanted(batches, done, total, comm, shares))
                 continue
         if reports and seen > reported:
-            count = seen - reported
+            count, seconds = seen - reported, timer.lap()
             report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
-                         seconds=timer.lap(), skipped=guard.skipped)  # fmt: skip
+                         seconds=seconds, skipped=guard.skipped)  # fmt: skip
+            if grace is not None:
+                grace.stepped(seconds * numbers.global_batch / count)
             meter.reset()
             reported = seen
         if cause is not None:
@@ -264,21 +272,6 @@ def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque
             yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
 
 
-def _rate(config: Config, numbers: prepare.Numbers) -> functools.partial[float]:
-    """Return the learning rate as a function of the step alone."""
-    if config.optim is None:
-        raise AssertionError("a config that trains has an optimizer")
-    return functools.partial(
-        lr_at,
-        peak=numbers.lr_used,
-        shape=config.optim.schedule,
-        warmup_steps=numbers.warmup_steps,
-        total_steps=numbers.total_steps,
-        decay=config.optim.decay,
-        decay_every_steps=numbers.decay_every_steps,
-    )
-
-
 def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
     """Key the random numbers of a pass (dropout) by what it computes, not by who computes it or what came before."""
     text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
@@ -286,18 +279,3 @@ def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) ->
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(key)
-
-
-def _check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
-    """In the first and the last step: the ranks together did the planned batch at the planned rate.
-
-    Raises:
-        WorldError: they did not.
-    """
-    used = {group["lr"] for group in optimizer.param_groups}
-    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
-    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
-        raise WorldError(
-            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
-            f"{plan.ranks} at {lr}"
-        )

@@ -1,10 +1,12 @@
 """Everything before the first step: check what is here against the plan, build the parts, find where to go on."""
 
+import functools
 from typing import NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Dataset, Wanted
@@ -13,6 +15,7 @@ from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
 from hpctrain.plan import Plan, rate
+from hpctrain.schedule import lr_at
 from hpctrain.train import optim
 from hpctrain.train.checkpoint import Checkpoints, Manifest
 from hpctrain.train.precision import Precision
@@ -127,6 +130,36 @@ def restore(checkpoints: Checkpoints, comm: Comm, model: nn.Module, step: Step) 
     if comm.rank == 0:
         print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
     return manifest
+
+
+def rate_of(config: Config, numbers: Numbers) -> functools.partial[float]:
+    """Return the learning rate as a function of the step alone."""
+    if config.optim is None:
+        raise AssertionError("a config that trains has an optimizer")
+    return functools.partial(
+        lr_at,
+        peak=numbers.lr_used,
+        shape=config.optim.schedule,
+        warmup_steps=numbers.warmup_steps,
+        total_steps=numbers.total_steps,
+        decay=config.optim.decay,
+        decay_every_steps=numbers.decay_every_steps,
+    )
+
+
+def check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
+    """In the first and the last step: the ranks together did the planned batch at the planned rate.
+
+    Raises:
+        WorldError: they did not.
+    """
+    used = {group["lr"] for group in optimizer.param_groups}
+    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
+    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
+        raise WorldError(
+            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
+            f"{plan.ranks} at {lr}"
+        )
 
 
 def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:

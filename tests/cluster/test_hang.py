@@ -18,7 +18,7 @@ name: hang
 slurm: {nodes: 2, ranks_per_node: 2, time: 00:30:00}
 data: {dataset: "faulty:rows"}
 model: {name: "faulty:build"}
-batch: {global: 30}
+batch: {global: 32}
 optim: {lr: 0.01}
 train: {steps: 4000, eval_every: 4000 steps}
 checkpoint: {every: 4000 steps}

@@ -8,7 +8,8 @@ import time
 import torch
 from torch import nn
 
-RANK = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+_NAMES = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+RANK = int(next((os.environ[name] for name in _NAMES if name in os.environ), "0"))
 
 
 class Net(nn.Module):
@@ -19,7 +20,7 @@ class Net(nn.Module):
         self.body = nn.LazyLinear(10)
         self.fault = fault if rank == RANK else ""
         self.at, self.slow, self.passes = at, slow, 0
-        self.register_state_dict_pre_hook(lambda *_: time.sleep(slow.get("save", 0)))
+        self.register_state_dict_pre_hook(lambda *_: self.take("save"))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
@@ -28,9 +29,14 @@ class Net(nn.Module):
             if self.fault and self.passes >= self.at:
                 getattr(self, self.fault)()
         else:
-            time.sleep(self.slow.get("evaluation", 0))
+            self.take("evaluation")
         outputs: torch.Tensor = self.body(inputs.flatten(1))
         return outputs
+
+    def take(self, what: str) -> None:
+        if what in self.slow:
+            print(f"now {what}", flush=True)
+            time.sleep(self.slow[what])
 
     def stop(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -51,6 +57,7 @@ class Net(nn.Module):
 
 def build(fault: str = "", rank: int = 0, at: int = 8, slow: dict[str, float] | None = None) -> nn.Module:
     net = Net(fault, rank, at, slow or {})
+    net.take("building")
     net.body(torch.zeros(1, 4))
     return net
 

@@ -161,7 +161,7 @@ def rank_of(pid):
     ("step: 1.4", ["train.steps=5"]),  # longer than the limit, as the first one was
     ("evaluation: 0.7", ["train.steps=4", "data.dataset=synthetic", "data.args={shape: [2, 2, 1]}",
                          "data.samples=1500", "batch.global=300"]),
-    ("save: 3", ["train.steps=30", "checkpoint.every=15 steps"]),
+    ("save: 2", ["train.steps=30", "checkpoint.every=15 steps"]),
 ], ids=["steps", "evaluation", "save"])  # fmt: skip
 def test_what_only_takes_long_is_no_hang(run, slow, overrides):
     code, attempt, printed = run(f"model.args={{slow: {{{slow}}}}}", "dist.hang=1", *overrides)
