@@ -68,7 +68,8 @@ class Slurm(Struct, frozen=True, kw_only=True):
     signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
     """Seconds before the time limit at which the ranks are told to save and stop; if absent: what an earlier attempt of
     the run has measured, at least 60 and at most half of `time`; else 120, or a quarter of `time` where that is less;
-    none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is given."""
+    none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is
+    given."""
     template: Path | None = None
     """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
 
