@@ -4,6 +4,7 @@ RUNS/NAME-ID/  config.yaml plan.json env.json job.sbatch job.json  config.N.yaml
                code/  ckpt/step_XXXXXXXX/  stage/attempt_N/
                attempts/N/{begin.json,secret,rendezvous.json,metrics.jsonl,outcome.json,verdict.json,launch.log}
                attempts/N/logs/rank_R.{out,err}  attempts/N/samples/rank_R.jsonl  attempts/N/steps  owners/N.json
+               attempts/N/hang/HOST.json  attempts/N/ranks/HOST.json  attempts/N/timing.json
 """
 
 import os
@@ -166,6 +167,18 @@ class RunDir:
     def former(self, path: Path, number: int) -> Path:
         """Where a frozen file is kept that the `number`-th resume has replaced, such as config.1.yaml."""
         return path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+    def hang(self, number: int, host: str) -> Path:
+        """Where the ranks of a node stood when one hung, with their stacks; the watchdog of the node writes it."""
+        return self.attempt(number) / "hang" / f"{host}.json"
+
+    def ranks(self, number: int, host: str) -> Path:
+        """How fast the ranks of a node are, written now and then by its watchdog."""
+        return self.attempt(number) / "ranks" / f"{host}.json"
+
+    def timing(self, number: int) -> Path:
+        """How long a step, a save and an evaluation of an attempt take."""
+        return self.attempt(number) / "timing.json"
 
     def samples(self, number: int, rank: int) -> Path:
         """Which samples a rank saw, with `log.samples: true`."""

@@ -60,3 +60,33 @@ def lr_at(
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
     return peak
+
+
+_DEFAULT_SIGNAL_S, _LEAST_SIGNAL_S = 120, 60
+_MARGIN_S = 10
+
+
+def grace_s(step_s: float, save_s: float, evaluation_s: float) -> int:
+    """Return how long before a time limit ranks must be told to stop, in whole seconds.
+
+    Args:
+        step_s: a step, after which they agree to stop.
+        save_s: a save.
+        evaluation_s: an evaluation, which they end before they agree.
+    """
+    return math.ceil(3 * (step_s + save_s) + evaluation_s) + _MARGIN_S
+
+
+def signal_s(asked_s: int | None, time_s: int | None, learned_s: int | None) -> int | None:
+    """Return how long before a time limit Slurm shall tell the ranks; None: not at all.
+
+    Args:
+        asked_s: by the config; it wins.
+        time_s: the time limit; None if there is none.
+        learned_s: `grace_s` of an earlier attempt; None if there was none. Slurm's clock has a grain of a minute.
+    """
+    if asked_s is not None or time_s is None:
+        return asked_s
+    if learned_s is not None:
+        return max(1, min(max(learned_s, _LEAST_SIGNAL_S), time_s // 2))
+    return max(1, min(_DEFAULT_SIGNAL_S, time_s // 4))

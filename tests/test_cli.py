@@ -41,7 +41,7 @@ slurm.time slurm.mem slurm.constraint slurm.gres slurm.exclude slurm.nodelist sl
 slurm.mail_type slurm.mail_user slurm.signal_s slurm.template
 env.modules env.venv env.container env.setup env.python
 dist.strategy dist.backend dist.fork dist.launcher dist.mpi dist.horovod.op dist.horovod.compression dist.horovod.groups
-dist.horovod.fusion_mb dist.horovod.cycle_ms dist.ranks dist.interface dist.host_suffix dist.timeout
+dist.horovod.fusion_mb dist.horovod.cycle_ms dist.hang dist.ranks dist.interface dist.host_suffix dist.timeout
 data.dataset data.path data.samples data.split.test data.split.validation data.split.fold data.shuffle data.block
 data.workers data.loader data.on_error data.stage data.args
 data.augment.crop data.augment.scale data.augment.ratio data.augment.padding data.augment.flip data.augment.jitter
@@ -50,7 +50,7 @@ model.name model.args
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
 optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every train.ema
+train.epochs train.steps train.eval_every train.ema train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed

@@ -123,5 +123,7 @@ def _adasum(config: Config) -> Found:
         return
     if config.dist.backend == "gloo":
         yield "dist.horovod.op", "adasum needs MPI; use backend: mpi with launcher: mpirun or srun"
+    if config.train is not None and config.train.on_nan != "stop":
+        yield "dist.horovod.op", "adasum joins what the optimizer did, so no step can be left out; use on_nan: stop"
     if config.precision == "fp16":
         yield "dist.horovod.op", "adasum joins what the optimizer did, so a loss cannot be scaled; use precision: bf16"

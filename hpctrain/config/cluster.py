@@ -66,9 +66,10 @@ class Slurm(Struct, frozen=True, kw_only=True):
     mail_user: Mail | None = None
     """Address for these mails."""
     signal_s: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    """Seconds before the time limit at which the ranks are told to save and stop; if absent: 120, or a quarter of
-    `time` where that is less; none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing
-    is sent unless this is given."""
+    """Seconds before the time limit at which the ranks are told to save and stop; if absent: what an earlier attempt of
+    the run has measured, at least 60 and at most half of `time`; else 120, or a quarter of `time` where that is less;
+    none without `time`. Slurm's clock has a grain of 30 to 60 s. With `command:` nothing is sent unless this is
+    given."""
     template: Path | None = None
     """A site's own batch template instead of the one that comes along (see docs/guide.md)."""
 
@@ -137,6 +138,9 @@ class Dist(Struct, frozen=True, kw_only=True):
     """Text to append to host names to reach the fast network, on sites where those names end in `i` or `-ib`."""
     timeout: Positive = 600
     """Seconds that ranks wait for each other, at the start and in a collective."""
+    hang: Count = 120
+    """Seconds without progress after which a rank counts as hanging: it is named, and the attempt ends. Long steps are
+    learned; the start, the first step and a save may take `timeout`. 0: nobody looks. With `command:` nobody does."""
     horovod: Horovod = Horovod()
     fork: bool = True
     """Without Slurm: import torch once and fork the ranks, where they cannot tell (see docs/guide.md); false: each

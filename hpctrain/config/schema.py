@@ -113,6 +113,10 @@ class Train(Struct, frozen=True, kw_only=True):
     evaluated, on both."""
     ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; where given, that is what is evaluated."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """Where the loss or the gradient is infinite or no number. stop: end the run as failed. skip: leave such a step
+    out, which is looked for in every step; more than ten in a row end the run. rollback: go back to the newest
+    checkpoint and leave such steps out on the way, at no cost until then; a fourth time ends the run."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):

@@ -31,8 +31,12 @@ class Step(Protocol):
     def unscale_and_clip(self, max_norm: float | None) -> None:
         """Scale the summed gradient down to `max_norm` if its 2-norm is larger; None leaves it as it is."""
 
-    def apply(self) -> bool:
-        """Update the weights and drop the gradient; False if all ranks agreed to skip this step."""
+    def apply(self, *, only_finite: bool = False) -> bool:
+        """Update the weights and drop the gradient; False if all ranks agreed to skip this step.
+
+        Args:
+            only_finite: skip it if the gradient is infinite or no number, which waits for the device.
+        """
 
 
 class Comm(Protocol):

@@ -142,12 +142,12 @@ class HorovodStep(SingleStep):
         self._wait()
         super().unscale_and_clip(max_norm)
 
-    def apply(self) -> bool:
+    def apply(self, *, only_finite: bool = False) -> bool:
         """Wait for the sums; update; drop the gradient."""
         self._wait()
         self._begun = self._summed = False
         with self._horovods.skip_synchronize():
-            updated = self._update()
+            updated = self._update(only_finite=only_finite)
         self.optimizer.zero_grad()
         return updated
 
@@ -186,8 +186,10 @@ class AdasumStep(SingleStep):
         """Add the gradient of ranks times this rank's share: for even shares the mean over its own samples."""
         super().backward(loss * self._ranks, last=last)
 
-    def apply(self) -> bool:
-        """Join the updates of all ranks; drop the gradient."""
+    def apply(self, *, only_finite: bool = False) -> bool:
+        """Join the updates of all ranks; drop the gradient. Each rank has its own, so none can be left out alone."""
+        if only_finite:
+            raise AssertionError("the config is checked for this")
         with self._patience.waiting():
             return super().apply()
 

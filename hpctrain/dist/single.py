@@ -1,5 +1,7 @@
 """One rank: nothing to agree on."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -27,18 +29,20 @@ class SingleStep:
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
-    def apply(self) -> bool:
+    def apply(self, *, only_finite: bool = False) -> bool:
         """Update the weights."""
-        updated = self._update()
+        updated = self._update(only_finite=only_finite)
         self.optimizer.zero_grad()  # Horovod's takes no arguments
         return updated
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _update(self) -> bool:
-        """Let the optimizer step, or the scaler skip the step: it sees the gradient of all ranks, so all skip."""
+    def _update(self, *, only_finite: bool) -> bool:
+        """Let the optimizer step, or skip the step: the gradient is that of all ranks, so all skip."""
         if self.scaler is None:
+            if only_finite and not is_finite(part.grad for part in self._model.parameters() if part.grad is not None):
+                return False
             self.optimizer.step()
             return True
         before = self.scaler.get_scale()
@@ -82,6 +86,12 @@ class Single:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Say whether all values are numbers, by their largest magnitude, which unlike a sum of squares cannot overflow."""
+    largest = torch.nn.utils.get_total_norm((part.detach() for part in tensors), norm_type=float("inf"))
+    return bool(largest.isfinite().item())
 
 
 def discard(logits: Tensor) -> None:

@@ -23,7 +23,8 @@ from hpctrain.config.schema import Config, Container, Slurm
 from hpctrain.config.texts import seconds
 from hpctrain.errors import ConfigError, UsageError
 from hpctrain.plan import Plan
-from hpctrain.rundir import SAFE_PATH, RunDir
+from hpctrain.rundir import SAFE_PATH, RunDir, read_json
+from hpctrain.schedule import signal_s
 
 OPTIONS = {
     "partition": "--partition",
@@ -45,7 +46,6 @@ OPTIONS = {
 RELAYED = frozenset({"torchrun", "mpirun", "horovodrun"})
 """Launchers of their own: srun starts one task per node, `hpctrain.train.relay`, and they start the ranks."""
 
-_DEFAULT_SIGNAL_S = 120
 _LONGEST = 1024  # of a value; sbatch takes lines of some thousand bytes, no list of nodes needs more
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -86,7 +86,7 @@ def render(loaded: Loaded, plan: Plan, run: RunDir, *, python: str) -> str:
         )
     files = [f"--output={run.path}/slurm-%j.out", f"--chdir={run.path}"]
     values = places(loaded, plan, python=python)
-    values["sbatch_options"] = _lines([*files, *sbatch_options(loaded, plan)])
+    values["sbatch_options"] = _lines([*files, *sbatch_options(loaded, plan, run)])
     values["run_directory"] = f"run={quote(str(run.path))}"
     return fill(template(loaded), values)
 
@@ -129,8 +129,13 @@ def fill(path: Path, values: Mapping[str, str]) -> str:
     return BatchTemplate(text).substitute(values)
 
 
-def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
+def sbatch_options(loaded: Loaded, plan: Plan, run: RunDir | None = None) -> list[str]:
     """Return the options of a job, without those that depend on where the run directory is.
+
+    Args:
+        loaded: the config.
+        plan: what follows from it.
+        run: whose earlier attempts have measured how long a stop takes.
 
     Raises:
         ConfigError: one line for each value that may not stand in a `#SBATCH` line.
@@ -154,8 +159,8 @@ def sbatch_options(loaded: Loaded, plan: Plan) -> list[str]:
         *(f"{option}={count:d}" for option, count in counts.items() if count),
         *(f"{option}={getattr(slurm, name)}" for name, option in OPTIONS.items() if getattr(slurm, name) is not None),
     ]
-    signal_s = _signal_s(config)
-    return [*options, f"--signal=USR2@{signal_s}"] if signal_s else options
+    before_s = _signal_s(config, run)
+    return [*options, f"--signal=USR2@{before_s}"] if before_s else options
 
 
 def _refused(loaded: Loaded) -> list[str]:
@@ -183,14 +188,18 @@ def allowed_text(kind: type[msgspec.Struct], name: str) -> tuple[str, str]:
     raise AssertionError(f"{kind.__name__}.{name} goes to a #SBATCH line and has no pattern")
 
 
-def _signal_s(config: Config) -> int | None:
-    """Seconds before the limit at which the ranks are told to stop: as asked, else 120 or a quarter of the time."""
-    slurm = config.slurm
-    if slurm.signal_s is not None:
-        return slurm.signal_s
-    if slurm.time is None or config.command is not None:
-        return None
-    return max(1, min(_DEFAULT_SIGNAL_S, seconds(slurm.time) // 4))
+def _signal_s(config: Config, run: RunDir | None) -> int | None:
+    """Seconds before the limit at which the ranks are told to stop: as asked, as an attempt measured, or a guess."""
+    if config.command is not None:
+        return config.slurm.signal_s
+    limit = None if config.slurm.time is None else seconds(config.slurm.time)
+    return signal_s(config.slurm.signal_s, limit, None if run is None else learned_s(run))
+
+
+def learned_s(run: RunDir) -> int | None:
+    """Return what the newest attempt that saved has measured of the time that a stop takes; None if none did."""
+    measured = (read_json(run.timing(number)).get("grace_s") for number in reversed(run.attempt_numbers()))
+    return next((found for found in measured if isinstance(found, int)), None)
 
 
 def places(loaded: Loaded, plan: Plan, *, python: str) -> dict[str, str]:

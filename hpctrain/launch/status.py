@@ -14,6 +14,7 @@ from hpctrain.causes import CAUSES, meaning
 from hpctrain.errors import ClusterError, UsageError
 from hpctrain.launch import ledger, owner, slurm, states
 from hpctrain.launch.find import find, has_ended, listing, name_of, recent
+from hpctrain.launch.slow import slow_ranks
 from hpctrain.launch.states import FINAL, State
 from hpctrain.processes import is_alive
 from hpctrain.rundir import RunDir, read_json
@@ -85,8 +86,9 @@ def _facts(run: RunDir) -> _Facts:
 def status(runs: Iterable[RunDir]) -> list[dict[str, Any]]:
     """Return a row for each run, in their order; Slurm is asked once for all of them.
 
-    Each row has run, name, job_id, state, reason, attempt, step, total_steps, cause and nodes (host names of the
-    newest attempt). A Slurm that does not answer is no error here: the reason says so.
+    Each row has run, name, job_id, state, reason, attempt, step, total_steps, cause, nodes (host names of the newest
+    attempt) and slow (ranks slower than most).
+    A Slurm that does not answer is no error here: the reason says so.
     """
     gathered = [_facts(run) for run in runs]
     asked = [facts.job_id for facts in gathered if _is_slurms(facts) and not _is_completed(facts)]
@@ -109,17 +111,19 @@ def _is_slurms(facts: _Facts) -> bool:
 
 def _row(facts: _Facts, job: slurm.Job | None, unanswered: str) -> dict[str, Any]:
     state, reason = _state(facts, job, unanswered)
+    slow = slow_ranks(facts.run, facts.own) if state == "RUNNING" and facts.own else []
     return {
         "run": str(facts.run.path),
         "name": name_of(facts.run),
         "job_id": facts.job_id,
         "state": state,
-        "reason": reason,
+        "reason": reason or "; ".join(map(str, slow[:2])),
         "attempt": facts.attempt,
         "step": _last_step(facts.run, facts.attempt),
         "total_steps": read_json(facts.run.plan).get("total_steps"),
         "cause": facts.verdict.get("cause") or facts.outcome.get("cause") or None,
         "nodes": list(facts.begin.get("hosts", [])),
+        "slow": msgspec.to_builtins(slow),
     }
 
 

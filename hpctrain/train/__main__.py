@@ -25,6 +25,7 @@ from hpctrain.processes import tie_to_parent
 from hpctrain.rundir import RunDir
 from hpctrain.train import claims, network, proof, script
 from hpctrain.train.leave import leave
+from hpctrain.train.lifeline import Lifeline
 from hpctrain.train.stop import CAUSES, Stop
 from hpctrain.world import World, from_env
 
@@ -90,6 +91,8 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
         os.environ.update(network.open_mpis_by_name(config, plan, world))
     address = network.address(config, plan, world) if world.rank == 0 else None
     group = mpi.bootstrap(world) if _joins_mpi(config, plan) else None
+    watched = config.command is None and config.dist.hang > 0 and not debug
+    lifeline = Lifeline(run, attempt, config, plan, world) if watched else None
     joined = proof.join(claims.claim(run, attempt, world, plan), expected, run, address, group)
     named = interface.towards(joined.host, interface=config.dist.interface, host=world.host, nodes=plan.nodes)
     if config.dist.interface is not None:  # it wins over what the site has set
@@ -100,9 +103,10 @@ def _run_rank(run: RunDir, attempt: int, world: World, *, debug: bool) -> Sequen
     if config.command is not None:
         script.prepare(config, plan, world, joined, named)
         return config.command
+    heart = lifeline.begin() if lifeline is not None else None
     from hpctrain.train import session
 
-    session.run(run, attempt, config, plan, world, joined, named, stop, debug=debug)
+    session.run(run, attempt, config, plan, world, joined, named, stop, heart, debug=debug)
     if group is not None:
         group.close()
     return None

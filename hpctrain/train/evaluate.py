@@ -1,6 +1,7 @@
 """Evaluate on the validation or test set: every sample once, on any number of ranks, without padding."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from hpctrain.data.dataset import Part, Wanted
 from hpctrain.dist.comm import Comm
+from hpctrain.train.heartbeat import Phase
 from hpctrain.train.objective import Objective
 from hpctrain.train.precision import Precision
 
@@ -30,7 +32,15 @@ def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
     return rank * samples // ranks, (rank + 1) * samples // ranks
 
 
-def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, precision: Precision) -> Result:
+def evaluate(
+    model: nn.Module,
+    part: Part,
+    objective: Objective,
+    *,
+    comm: Comm,
+    precision: Precision,
+    beat: Callable[[Phase], None] = lambda _: None,
+) -> Result:
     """Evaluate a model; every rank calls this and gets the same result.
 
     Samples and right answers are counted in whole numbers; the last digits of a loss or of an error alone depend on the
@@ -42,6 +52,7 @@ def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, 
         objective: gives loss and score.
         comm: the ranks.
         precision: of the arithmetic.
+        beat: called before each batch, and before the ranks meet, to show that it goes on.
     """
     began = time.perf_counter()
     begin, end = share(part.count, comm.rank, comm.size)
@@ -51,13 +62,16 @@ def evaluate(model: nn.Module, part: Part, objective: Objective, *, comm: Comm, 
     model.eval()
     with torch.inference_mode():
         batches = (Wanted(torch.arange(first, min(first + _BATCH, end))) for first in range(begin, end, _BATCH))
+        beat(Phase.EVAL)
         for inputs, targets in part.stream(batches):
+            beat(Phase.EVAL)
             with precision.arithmetic():
                 outputs = model(inputs)
             outputs = outputs.to(precision.dtype)
             score += objective.score(outputs, targets)
             loss += float(objective.loss(outputs, targets).item())
     model.train(training)
+    beat(Phase.COMM)
     samples, score = comm.sum(torch.tensor([end - begin, score], dtype=objective.score_dtype)).tolist()
     (loss,) = comm.sum(torch.tensor([loss], dtype=torch.float64)).tolist()
     return Result(int(samples), score, loss / samples, time.perf_counter() - began)

@@ -17,21 +17,23 @@ from collections import deque
 from collections.abc import Iterator
 
 import torch
-from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.batches import Batches, Share
 from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
-from hpctrain.errors import JobError, WorldError
+from hpctrain.errors import JobError
 from hpctrain.models.build import BUILDERS
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
-from hpctrain.schedule import is_due, lr_at
+from hpctrain.schedule import is_due
 from hpctrain.train import outcome, prepare, rng
 from hpctrain.train.average import Average
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
+from hpctrain.train.grace import Grace
+from hpctrain.train.guard import Guard
+from hpctrain.train.heartbeat import Heart, Phase
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
@@ -51,6 +53,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     device: torch.device,
     stop: Stop,
     *,
+    heart: Heart | None = None,
     debug: bool = False,
 ) -> Outcome:
     """Train from where the run stands to its end, or until told to stop.
@@ -66,6 +69,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         comm: all ranks.
         device: of this rank.
         stop: with its handlers installed.
+        heart: shows the watchdog what this rank does.
         debug: name the operation that made a NaN, and refuse what is not deterministic.
 
     Raises:
@@ -75,6 +79,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         JobError: the loss is no number any more, or the user's model failed.
     """
     began = time.perf_counter()
+    heart = heart or Heart()
+    enter = heart.enter
     if debug:
         torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(True)
@@ -92,7 +98,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             f"the newest checkpoint is of step {start}, and the plan ends at step {total}",
             "ask for more: train.epochs or train.steps",
         )
-    saver = prepare.saver(run, checkpoints, config, model, comm, device, steps=total - start, debug=debug)
+    heart.begin(start)
+    grace = stop.grace = Grace(run.timing(attempt), config, model) if comm.rank == 0 else None
+    saver = prepare.saver(run, checkpoints, config, model, device, steps=total - start, ranks=comm.size, debug=debug,
+                          grace=grace)  # fmt: skip
     progress = Progress(run, attempt, start, comm.rank)
     batches = Batches(
         samples=numbers.train_samples,
@@ -104,7 +113,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         seed=plan.seed,
         block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
     )
-    rate = _rate(config, numbers)
+    guard = Guard("stop" if config.train is None else config.train.on_nan, model, wrapped, comm.rank)
+    rate = prepare.rate_of(config, numbers)
     report = Report(
         run.metrics(attempt) if comm.rank == 0 else None,
         steps_per_epoch=numbers.steps_per_epoch,
@@ -125,25 +135,30 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
         nonlocal scored
         timer.pause()
+        enter(Phase.COMM, done)
         share_buffers(model, comm)
+        beat = functools.partial(enter, step=done)
         latest = None
         for split, part in (("validation", data.validation), ("test", data.test)):
             if part is None or (part is data.test and data.validation is not None and done < total):
                 continue
             with contextlib.nullcontext() if average is None else average.in_use():
-                latest = evaluate(model, part, objective, comm=comm, precision=precision)
+                latest = evaluate(model, part, objective, comm=comm, precision=precision, beat=beat)
             if split == "validation" or data.validation is None:
                 scored = (done, latest.score / latest.samples)
             report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
                          seconds=latest.seconds)  # fmt: skip
+            if grace is not None:
+                grace.evaluated(latest.seconds)
+        enter(Phase.COMM, done)
         timer.go_on()
         return latest if data.validation is None or done == total else None
 
     def save(*, evaluated: bool) -> None:
         timer.pause()
-        _check_loss(float(comm.sum(meter.totals())[0]), done, lr)  # what no number made is not worth keeping
         states = rng.gather(comm, device)
         if saver is not None:
+            enter(Phase.CHECKPOINT, done)
             score = scored[1] if scored is not None and scored[0] == done else None
             saver.save(done, model, wrapped, average, states, evaluated=evaluated, score=score,
                        score_name=objective.score_name)  # fmt: skip
@@ -152,14 +167,20 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
         result = evaluate_now()  # the attempt before was stopped between the step and its evaluation
 
-    for index in range(start, total):
-        lr = rate(index)
+    if guard.may_go_back() and found is None:  # else there would be nowhere to go back to
+        save(evaluated=True)
+
+    while done < total:
+        index, lr = done, rate(done)
+        guard.begin(index)
         for group in wrapped.optimizer.param_groups:
             group["lr"] = lr
         for number in range(numbers.accumulate):
             last = number == numbers.accumulate - 1
+            enter(Phase.DATA, index, number)
             inputs, targets = next(coming)
             share = shares[0]
+            enter(Phase.FORWARD, index, number)
             if draws:
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
             with precision.arithmetic():
@@ -170,40 +191,74 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 loss = loss * 0.0
             else:
                 meter.add(outputs, targets, loss)
+            enter(Phase.BACKWARD, index, number)
             wrapped.backward(loss / share.samples, last=last)
-        if wrapped.apply() and average is not None:
+        applied = guard.apply(index)
+        if guard.updated and average is not None:
             average.update()
         shares.popleft()
         done = index + 1
         progress.done(done)
-        seen += share.samples
         if saver is not None:
             saver.poll()
+        if applied:
+            meter.keep()
+            seen += share.samples
+        else:
+            meter.drop()
         if sample_log is not None:
-            sample_log.write({"epoch": share.epoch, "step": done, "ids": share.ids()})
+            audit = {"epoch": share.epoch, "step": done, "ids": share.ids()}
+            sample_log.write(audit if applied else audit | {"applied": False})
         if index == start or done == total:
-            _check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
+            prepare.check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
 
         if done >= stop.next_step and done < total:
+            enter(Phase.COMM, done)
             cause = stop.agree(done, comm)
-        if cause is not None or is_due(done, numbers.log_every_steps, total):
+        reports = cause is not None or is_due(done, numbers.log_every_steps, total)
+        evaluates = is_due(done, numbers.eval_every_steps, total)
+        saves = cause is not None or is_due(done, numbers.checkpoint_every_steps, total)
+        if reports or evaluates or saves:
+            enter(Phase.COMM, done)
             loss_sum, score = comm.sum(meter.totals()).tolist()
-            _check_loss(loss_sum, done, lr)
-            count = seen - reported
+            if not math.isfinite(loss_sum) or (saves and not guard.is_sound()):  # not worth keeping, nor to go on with
+                if saver is not None:
+                    saver.wait()  # for what may be gone back to
+                back = None
+                if guard.may_go_back():
+                    back = prepare.restore(checkpoints, comm, model, wrapped, average, device)
+                if back is None:
+                    raise guard.error(loss_sum, done, lr)
+                guard.went_back(done, back.step)
+                if sample_log is not None:
+                    sample_log.write({"rolled_back": {"from": done, "to": back.step}})
+                done, reported, cause = back.step, seen, None
+                stop.next_step = min(stop.next_step, done + 1)
+                meter.reset()
+                timer.lap()
+                coming.close()
+                shares.clear()
+                coming = data.train.stream(_wanted(batches, done, total, comm, shares))
+                continue
+        if reports and seen > reported:
+            count, seconds = seen - reported, timer.lap()
             report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
-                         seconds=timer.lap())  # fmt: skip
+                         seconds=seconds, skipped=guard.skipped)  # fmt: skip
+            if grace is not None:
+                grace.stepped(seconds * numbers.global_batch / count)
             meter.reset()
             reported = seen
         if cause is not None:
-            save(evaluated=not is_due(done, numbers.eval_every_steps, total))
+            save(evaluated=not evaluates)
             break
-        if is_due(done, numbers.eval_every_steps, total):
+        if evaluates:
             result = evaluate_now()
-        if is_due(done, numbers.checkpoint_every_steps, total):
+        if saves:
             save(evaluated=True)
 
     coming.close()
     if saver is not None:
+        enter(Phase.CHECKPOINT, done)
         saver.wait()
     if cause is None and result is None:  # the attempt before saved the last step, and no more
         result = evaluate_now()
@@ -228,6 +283,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if comm.rank == 0:
         print(ended.line(), flush=True)  # first: who follows the log stops at the outcome
         outcome.write(run, attempt, ended)
+    enter(Phase.COMM, done)
     comm.barrier()  # no rank may end before rank 0 has saved: the end of one can mean the end of all
     return ended
 
@@ -241,21 +297,6 @@ def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque
             yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
 
 
-def _rate(config: Config, numbers: prepare.Numbers) -> functools.partial[float]:
-    """Return the learning rate as a function of the step alone."""
-    if config.optim is None:
-        raise AssertionError("a config that trains has an optimizer")
-    return functools.partial(
-        lr_at,
-        peak=numbers.lr_used,
-        shape=config.optim.schedule,
-        warmup_steps=numbers.warmup_steps,
-        total_steps=numbers.total_steps,
-        decay=config.optim.decay,
-        decay_every_steps=numbers.decay_every_steps,
-    )
-
-
 def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
     """Key the random numbers of a pass (dropout) by what it computes, not by who computes it or what came before."""
     text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
@@ -263,31 +304,3 @@ def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) ->
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(key)
-
-
-def _check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
-    """In the first and the last step: the ranks together did the planned batch at the planned rate.
-
-    Raises:
-        WorldError: they did not.
-    """
-    used = {group["lr"] for group in optimizer.param_groups}
-    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
-    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
-        raise WorldError(
-            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
-            f"{plan.ranks} at {lr}"
-        )
-
-
-def _check_loss(loss: float, step: int, lr: float) -> None:
-    """Refuse to go on with a loss that is no number; it is the same on all ranks, so all end here.
-
-    Raises:
-        JobError: it is infinite or no number.
-    """
-    if not math.isfinite(loss):
-        raise JobError(
-            f"the loss is {loss} at step {step} (learning rate {lr:g})",
-            "try a lower optim.lr, a longer optim.warmup, or hpctrain run --debug to see which operation began it",
-        )

@@ -19,7 +19,7 @@ class Meter:
     """Loss and score of an interval on this rank.
 
     Passes are only held, and counted together once in a while: a step is charged with two list entries, not with the
-    five small kernels that counting takes.
+    five small kernels that counting takes. Those of a step may be dropped until it is kept.
 
     Args:
         score: of outputs and targets, summed over the samples; see `hpctrain.train.objective`.
@@ -27,6 +27,7 @@ class Meter:
 
     def __init__(self, score: Callable[[Tensor, Tensor], float]) -> None:
         self._score_of = score
+        self._new: list[tuple[Tensor, Tensor, Tensor]] = []
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         self._values = 0
         self._loss = 0.0
@@ -34,10 +35,19 @@ class Meter:
 
     def add(self, outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
         """Take a pass: outputs `(B, K)`, targets `(B,)` or `(B, K)`, and the loss summed over the samples."""
-        self._held.append((outputs.detach(), targets, loss_sum.detach()))
+        self._new.append((outputs.detach(), targets, loss_sum.detach()))
         self._values += outputs.numel()
-        if len(self._held) == _HELD_PASSES or self._values > _HELD_VALUES:
+
+    def keep(self) -> None:
+        """Let the passes since the last call count."""
+        self._held += self._new
+        self._new.clear()
+        if len(self._held) >= _HELD_PASSES or self._values > _HELD_VALUES:
             self._count()
+
+    def drop(self) -> None:
+        """Forget the passes since the last call of `keep`."""
+        self._new.clear()
 
     def totals(self) -> Tensor:
         """Return this rank's sums of losses and scores so far, float64 `(2,)` on the CPU."""
@@ -131,7 +141,16 @@ class Report:
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
 
     def write(
-        self, split: str, *, step: int, samples: int, score: float, loss: float, lr: float, seconds: float
+        self,
+        split: str,
+        *,
+        step: int,
+        samples: int,
+        score: float,
+        loss: float,
+        lr: float,
+        seconds: float,
+        skipped: int = 0,
     ) -> None:
         """Write one interval or evaluation.
 
@@ -143,6 +162,7 @@ class Report:
             loss: mean over these.
             lr: used in the step just done.
             seconds: that these samples took.
+            skipped: steps of this attempt that were left out so far, whose samples do not count.
         """
         if self._lines is None:
             return
@@ -157,6 +177,8 @@ class Report:
             "samples_per_s": samples / seconds,
             "samples": samples,
         }
+        if skipped:
+            record["skipped"] = skipped
         self._lines.write(record)
         print(
             f"{split:10}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "

@@ -1,10 +1,12 @@
 """Everything before the first step: check what is here against the plan, build the parts, find where to go on."""
 
+import functools
 from typing import NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Dataset, Wanted
@@ -15,9 +17,11 @@ from hpctrain.manifest import Manifest
 from hpctrain.models import build as models
 from hpctrain.plan import Plan, rate
 from hpctrain.rundir import RunDir
+from hpctrain.schedule import lr_at
 from hpctrain.train import optim, rng, space
 from hpctrain.train.average import Average
 from hpctrain.train.checkpoint import Checkpoints
+from hpctrain.train.grace import Grace
 from hpctrain.train.precision import Precision
 from hpctrain.train.saver import Saver
 from hpctrain.train.snapshot import Buffers, checkpoint_bytes
@@ -106,16 +110,33 @@ def resume(
     average: Average | None,
     device: torch.device,
 ) -> Manifest | None:
-    """Shut out older attempts, then put the newest checkpoint that verifies into what is trained.
-
-    Rank 0 chooses, so that all go on from the same; None if there is none yet.
+    """Shut out older attempts, then restore the newest checkpoint that verifies; None if there is none yet.
 
     Raises:
         CheckpointError: it does not fit the config, this attempt is outdated, or all that are there are damaged.
     """
-    choice = b""
     if comm.rank == 0:
         checkpoints.fence()
+    return restore(checkpoints, comm, model, step, average, device)
+
+
+def restore(
+    checkpoints: Checkpoints,
+    comm: Comm,
+    model: nn.Module,
+    step: Step,
+    average: Average | None,
+    device: torch.device,
+) -> Manifest | None:
+    """Put the newest checkpoint that verifies into what is trained; None if there is none yet.
+
+    Rank 0 chooses, so that all go on from the same.
+
+    Raises:
+        CheckpointError: it does not fit the config, or all that are there are damaged.
+    """
+    choice = b""
+    if comm.rank == 0:
         manifest, damaged = checkpoints.newest()
         for message in damaged:
             print(f"hpctrain: skipped a checkpoint: {message}", flush=True)
@@ -138,23 +159,56 @@ def saver(
     checkpoints: Checkpoints,
     config: Config,
     model: nn.Module,
-    comm: Comm,
     device: torch.device,
     *,
     steps: int,
+    ranks: int,
     debug: bool,
+    grace: Grace | None,
 ) -> Saver | None:
-    """Return what saves, on rank 0; on the others None.
+    """Return what saves, on rank 0, the one that has a `grace`; on the others None.
 
     Raises:
         DiskFullError: there are `steps` to do, and no room for their checkpoints.
     """
-    if comm.rank:
+    if grace is None:
         return None
     if steps:
-        rows = {name: state.expand(comm.size, -1) for name, state in rng.capture(device).items()}
+        rows = {name: state.expand(ranks, -1) for name, state in rng.capture(device).items()}
         space.check(run, config.checkpoint, checkpoint_bytes(config, model, rows))
-    return Saver(checkpoints, Buffers(device), background=config.checkpoint.background and not debug)
+    return Saver(
+        checkpoints, Buffers(device), background=config.checkpoint.background and not debug, on_saved=grace.saved
+    )
+
+
+def rate_of(config: Config, numbers: Numbers) -> functools.partial[float]:
+    """Return the learning rate as a function of the step alone."""
+    if config.optim is None:
+        raise AssertionError("a config that trains has an optimizer")
+    return functools.partial(
+        lr_at,
+        peak=numbers.lr_used,
+        shape=config.optim.schedule,
+        warmup_steps=numbers.warmup_steps,
+        total_steps=numbers.total_steps,
+        decay=config.optim.decay,
+        decay_every_steps=numbers.decay_every_steps,
+    )
+
+
+def check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
+    """In the first and the last step: the ranks together did the planned batch at the planned rate.
+
+    Raises:
+        WorldError: they did not.
+    """
+    used = {group["lr"] for group in optimizer.param_groups}
+    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
+    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
+        raise WorldError(
+            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
+            f"{plan.ranks} at {lr}"
+        )
 
 
 def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:

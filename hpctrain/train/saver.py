@@ -27,17 +27,17 @@ class Saver:
         checkpoints: where they go; its fence is up.
         buffers: what the state is copied to.
         background: write in a thread; else each save is done when `save` returns.
+        on_saved: gets the seconds from the wish to save to a verified checkpoint, in the thread that trains.
     """
 
-    def __init__(self, checkpoints: Checkpoints, buffers: Buffers, *, background: bool) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, buffers: Buffers, *, background: bool, on_saved: Callable[[float], None]
+    ) -> None:
         self._checkpoints, self._buffers, self._background = checkpoints, buffers, background
+        self._on_saved = on_saved
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._report = ""
-        self.saved: int | None = None
-        """The newest step that this attempt has published and verified."""
-        self.slowest_s = 0.0
-        """The longest time from the wish to save to a verified checkpoint."""
+        self._report, self._seconds = "", 0.0
 
     def save(
         self,
@@ -64,7 +64,7 @@ class Saver:
         publish = partial(self._checkpoints.publish, snapshot, evaluated=evaluated, score=score, score_name=score_name)
         size = sum(map(len, snapshot.files.values()))
         note = f"saved       step {done}  {size / 2**20:,.1f} MiB  waited {waited_s:.3f} s  copied {copied_s:.3f} s"
-        self._thread = threading.Thread(target=self._write, args=(publish, done, began, note), name=SAVING, daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(publish, began, note), name=SAVING, daemon=True)
         with blocked_signals():  # a handler of ours runs in the main thread, which must be the one that wakes up
             self._thread.start()
         if not self._background:
@@ -93,8 +93,9 @@ class Saver:
             error, self._error = self._error, None
             raise error
         print(self._report, flush=True)
+        self._on_saved(self._seconds)
 
-    def _write(self, publish: Callable[[], None], done: int, began: float, note: str) -> None:
+    def _write(self, publish: Callable[[], None], began: float, note: str) -> None:
         started = time.perf_counter()
         try:
             publish()
@@ -102,5 +103,4 @@ class Saver:
             self._error = error
             return
         ended = time.perf_counter()
-        self.saved, self.slowest_s = done, max(self.slowest_s, ended - began)
-        self._report = f"{note}  written in {ended - started:.3f} s"
+        self._report, self._seconds = f"{note}  written in {ended - started:.3f} s", ended - began

@@ -11,6 +11,7 @@ from hpctrain.dist.connect import connect
 from hpctrain.errors import WorldError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
+from hpctrain.train.heartbeat import Heart
 from hpctrain.train.loop import train
 from hpctrain.train.proof import Joined
 from hpctrain.train.stop import Stop
@@ -26,6 +27,7 @@ def run(
     joined: Joined,
     network: str,
     stop: Stop,
+    heart: Heart | None,
     *,
     debug: bool,
 ) -> None:
@@ -54,7 +56,7 @@ def run(
     if debug and config.data is not None:  # one thread, in which a debugger sees everything
         alone = msgspec.structs.replace(config.data, workers="0", loader="threads")
         config = msgspec.structs.replace(config, data=alone)
-    train(run, attempt, config, plan, world, comm, device, stop, debug=debug)
+    train(run, attempt, config, plan, world, comm, device, stop, heart=heart, debug=debug)
     comm.close()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch takes a second to import, and signals must be caught before that
     from hpctrain.dist.comm import Comm
+    from hpctrain.train.grace import Grace
 
 Cause = Literal["time_limit", "preempted", "cancelled"]
 
@@ -38,6 +39,8 @@ class Stop:
         """The first signal that this rank caught; further ones change nothing."""
         self.next_step = 0
         """After how many steps of the run the ranks agree next; the same on all ranks."""
+        self.grace: Grace | None = None
+        """On rank 0: knows when the time limit is near."""
         self._interval = 1
         self._checked: tuple[int, float] | None = None
 
@@ -59,6 +62,8 @@ class Stop:
         """
         import torch
 
+        if self.cause is None and self.grace is not None and self.grace.is_near():
+            self.cause = "time_limit"
         names = list(CAUSES.values())
         now = time.monotonic()
         if self._checked is not None:

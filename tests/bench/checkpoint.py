@@ -112,7 +112,10 @@ def main() -> None:
             part.mkdir()
         checkpoints = Checkpoints(run, 1, PLAN, CONFIG)
         checkpoints.fence()
-        savers = {kind: Saver(checkpoints, Buffers(device), background=kind == "background") for kind in KINDS[1:]}
+        savers = {
+            kind: Saver(checkpoints, Buffers(device), background=kind == "background", on_saved=lambda _: None)
+            for kind in KINDS[1:]
+        }
         measure(training, savers, run, asked.rounds, asked.seconds)
 
 

@@ -207,6 +207,7 @@ precision: fp32
 train:
   epochs: 3
   eval_every: 1 epoch
+  on_nan: stop
 """
     )
 

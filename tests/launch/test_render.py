@@ -263,3 +263,25 @@ def test_a_container_refuses_a_data_path_that_its_runtime_would_split(make):
     loaded, plan = make("env.container.image=/x.sif", "data.dataset=mnist", "data.path=/a,b")
     with pytest.raises(ConfigError, match=r"data\.path"):
         render(loaded, plan, RUN, python="python")
+
+
+def test_the_next_script_of_a_run_asks_for_what_was_measured(tmp_path, make):
+    loaded, plan = make("slurm.time=01:00:00")
+    run = RunDir(tmp_path / "run-1")
+
+    def asked(loaded=loaded):
+        script = render(loaded, plan, run, python="python")
+        return [line for line in script.split("\n") if line.startswith("#SBATCH --signal")]
+
+    assert asked() == ["#SBATCH --signal=USR2@120"]
+    for number, seconds in [(1, 900), (2, 200)]:
+        run.attempt(number).mkdir(parents=True)
+        run.timing(number).write_bytes(msgspec.json.encode({"grace_s": seconds}))
+    run.attempt(3).mkdir()  # saved nothing
+    assert asked() == ["#SBATCH --signal=USR2@200"]
+    run.timing(2).write_text('{"grace_s": 12}')
+    assert asked() == ["#SBATCH --signal=USR2@60"]
+    run.timing(2).write_text('{"grace_s": 4000}')
+    assert asked() == ["#SBATCH --signal=USR2@1800"]
+    given, _ = make("slurm.time=01:00:00", "slurm.signal_s=33")
+    assert asked(given) == ["#SBATCH --signal=USR2@33"]

@@ -12,7 +12,7 @@ from hpctrain.launch.status import find, listing, recent, status, table
 from hpctrain.processes import start_time
 from hpctrain.rundir import RunDir, publish
 
-KEYS = ["run", "name", "job_id", "state", "reason", "attempt", "step", "total_steps", "cause", "nodes"]
+KEYS = ["run", "name", "job_id", "state", "reason", "attempt", "step", "total_steps", "cause", "nodes", "slow"]
 
 
 def put(path: Path, record: object) -> None:

@@ -89,3 +89,13 @@ def wrong_size() -> nn.Module:
 def two_numbers() -> nn.Module:
     """Return a net that gives two numbers for each row of a table."""
     return nn.Linear(4, 2)
+
+
+def normed() -> nn.Module:
+    """Return a net for rows of four numbers, with running averages and random numbers."""
+    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 10))
+
+
+def dense() -> nn.Module:
+    """Return a net for rows of four numbers."""
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 10))

@@ -206,6 +206,7 @@ def _rank(
     log = run.attempt(attempt) / "logs" / f"rank_{rank}"
     for descriptor, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
+    os.environ.update(options.get("env", {}))
     if rank == options.get("absent"):
         signal.pause()
     torch.set_num_threads(1)

@@ -45,6 +45,9 @@ def test_the_meter_counts_held_passes_as_it_would_count_each():
     for value in range(150):
         outputs, targets = torch.full((2, 1), float(value)), torch.zeros(2)
         meter.add(outputs, targets, number.loss(outputs, targets))
+        meter.keep()
+        meter.add(outputs, targets, number.loss(outputs, targets))
+        meter.drop()
     assert meter.totals().tolist() == [2 * sum(v * v for v in range(150)), 2 * sum(range(150))]
     meter.reset()
     assert meter.totals().tolist() == [0, 0]
