@@ -154,7 +154,7 @@ class Checkpoints:
         try:
             snapshot.arrived()
             published = self._publish(target, snapshot.files, manifest)
-            if manifests.verify(target, done).sha256 != published.sha256:
+            if manifests.verify(target, done, written=True).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
         except FileNotFoundError as error:
             raise CheckpointError(
