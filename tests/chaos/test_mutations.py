@@ -188,6 +188,7 @@ def restore(directory: Path, before: dict[str, bytes]) -> None:
         (directory / name).write_bytes(content)
 
 
+@pytest.mark.timeout(600)  # thousands of checkpoints: a minute, several on a busy machine
 def test_every_damage_is_found_and_the_one_before_is_used(run, tmp_path):
     foreign_run = saves.run_at(tmp_path / "foreign")
     saves.save(saves.store(foreign_run), 2, seed=5)
