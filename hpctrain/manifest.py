@@ -118,8 +118,13 @@ def read(path: Path, step: int) -> Manifest:
     return manifest
 
 
-def verify(path: Path, step: int) -> Manifest:
-    """Read every byte of a checkpoint from the disk and compare it with its manifest, in constant memory.
+def verify(path: Path, step: int, *, written: bool = False) -> Manifest:
+    """Read every byte of a checkpoint and compare it with its manifest, in constant memory.
+
+    Args:
+        path: its directory.
+        step: that it must be of.
+        written: this process has just written it; then it is read from the disk, not from the memory of the system.
 
     Raises:
         CheckpointError: a file is missing, shorter, longer or changed, or the manifest is.
@@ -128,8 +133,8 @@ def verify(path: Path, step: int) -> Manifest:
     for name, expected in manifest.files.items():
         with _open(path / name) as opened:
             _check_size(path / name, os.fstat(opened.fileno()).st_size, expected)
-            # What was written and synced a moment ago is taken from the disk, not from the memory it was written from.
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if written:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             digest = hashlib.sha256()
             while chunk := opened.read(_CHUNK):
                 digest.update(chunk)

@@ -38,7 +38,7 @@ class Row(msgspec.Struct, kw_only=True):
 
 def listing(run: RunDir) -> list[Row]:
     """Return a run's checkpoints, the oldest first, by their manifests alone."""
-    return [_row(run, step, whole=False) for step in run.checkpoints()]
+    return _rows(run, run.checkpoints(), whole=False)
 
 
 def verified(run: RunDir, step: int | None) -> list[Row]:
@@ -50,7 +50,7 @@ def verified(run: RunDir, step: int | None) -> list[Row]:
     steps = run.checkpoints() if step is None else [_present(run, step)]
     if not steps:
         raise _none_yet(run)
-    return [_row(run, number, whole=True) for number in steps]
+    return _rows(run, steps, whole=True)
 
 
 def export(run: RunDir, out: Path, step: str | None, *, force: bool) -> list[Path]:
@@ -132,7 +132,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _row(run: RunDir, step: int, *, whole: bool) -> Row:
+def _rows(run: RunDir, steps: list[int], *, whole: bool) -> list[Row]:
+    best = manifests.best(_readable(run, run.checkpoints()))
+    return [_row(run, step, whole=whole, best=best is not None and best.step == step) for step in steps]
+
+
+def _row(run: RunDir, step: int, *, whole: bool, best: bool) -> Row:
     row = Row(step=step, path=str(run.checkpoint(step)))
     try:
         manifest = manifests.read(run.checkpoint(step), step)
@@ -141,9 +146,7 @@ def _row(run: RunDir, step: int, *, whole: bool) -> Row:
         return row
     row.epoch, row.ranks = step / manifest.steps_per_epoch, manifest.ranks
     row.bytes = sum(file.size for file in manifest.files.values())
-    row.score, row.score_name = manifest.score, manifest.score_name
-    best = manifests.best(_readable(run, run.checkpoints()))
-    row.best = best is not None and best.step == step
+    row.score, row.score_name, row.best = manifest.score, manifest.score_name, best
     if whole:
         try:
             manifests.verify(run.checkpoint(step), step)

@@ -15,6 +15,7 @@ import hashlib
 import math
 import os
 import shutil
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +118,10 @@ class Checkpoints:
         plan = self._plan
         rows = state.tensors(content(path / RNG, manifest.files[RNG]), str(path / RNG))
         if manifest.ranks == plan.ranks and (device.type == "cuda") == ("cuda" in rows):
-            rng.restore({name: row[rank] for name, row in rows.items()}, device)
+            try:
+                rng.restore({name: row[rank] for name, row in rows.items()}, device)
+            except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError, struct.error) as error:
+                raise CheckpointError(f"{path / RNG}: holds no states of this run's generators: {error}") from error
             return []
         rng.key(plan.seed, manifest.step, rank, device)
         was, now = (manifest.ranks, manifest.accumulate), (plan.ranks, plan.accumulate or 1)
@@ -154,7 +158,7 @@ class Checkpoints:
         try:
             snapshot.arrived()
             published = self._publish(target, snapshot.files, manifest)
-            if manifests.verify(target, done).sha256 != published.sha256:
+            if manifests.verify(target, done, written=True).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
         except FileNotFoundError as error:
             raise CheckpointError(

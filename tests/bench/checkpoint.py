@@ -7,7 +7,10 @@ order that changes from round to round. Printed are, as median and quartiles ove
 
 - stall: for how long the loop stood still in `Saver.save`; of it `copied` is the copy to host memory;
 - written: from there to a checkpoint that was read back and verified;
-- cost: seconds that the same number of steps took longer than without a save; of these, per cent of a minute.
+- cost: how much longer the same number of steps took than without a save, and per cent of a minute;
+- CPU: how much more CPU time of all threads together that was: what a save costs at most, where no core is free.
+
+On a busy machine the cost says little; the CPU time and the least values hold.
 """
 
 import argparse
@@ -89,9 +92,10 @@ class Training:
 
 
 def show(name: str, values: list[float], unit: str, factor: float) -> None:
-    """Print median and quartiles."""
-    low, middle, high = statistics.quantiles([value * factor for value in values], n=4)
-    print(f"{name:24}  {middle:9.2f} {unit}  ({low:.2f} - {high:.2f})")
+    """Print median, quartiles and the least."""
+    scaled = [value * factor for value in values]
+    low, middle, high = statistics.quantiles(scaled, n=4)
+    print(f"{name:24}  {middle:9.2f} {unit}  ({low:.2f} - {high:.2f}; least {min(scaled):.2f})")
 
 
 def main() -> None:
@@ -124,6 +128,7 @@ def measure(training: Training, savers: dict[str, Saver], run: RunDir, rounds: i
     done = 0
     stalls: dict[str, list[float]] = {kind: [] for kind in KINDS[1:]}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    busy: dict[str, list[float]] = {kind: [] for kind in KINDS}
     told = io.StringIO()
 
     def save(kind: str) -> None:
@@ -142,9 +147,11 @@ def measure(training: Training, savers: dict[str, Saver], run: RunDir, rounds: i
         for number in range(-1, rounds):  # the first round makes the buffers
             for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
                 poll = savers[kind].poll if kind in savers else (lambda: None)
+                before = time.process_time()
                 times[kind].append(training.time(steps, lambda kind=kind: save(kind), poll))  # type: ignore[misc]
                 if kind in savers:
                     savers[kind].wait()
+                busy[kind].append(time.process_time() - before)
     size = sum(file.stat().st_size for file in run.checkpoint(done).iterdir()) / 2**20
     print(f"{size:.0f} MiB; {steps} steps of {per_step * 1000:.1f} ms in each part; {rounds} rounds")
     lines = re.findall(r"copied ([\d.]+) s  written in ([\d.]+) s", told.getvalue())[2:]
@@ -155,6 +162,8 @@ def measure(training: Training, savers: dict[str, Saver], run: RunDir, rounds: i
         cost = [with_save - without for with_save, without in zip(times[kind][1:], times["none"][1:], strict=True)]
         show(f"{kind}: cost", cost, "ms", 1000)
         show(f"{kind}: one a minute", cost, "% ", 100 / 60)
+        more = [with_save - without for with_save, without in zip(busy[kind][1:], busy["none"][1:], strict=True)]
+        show(f"{kind}: CPU", more, "ms", 1000)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tests.chaos import oplog, saves
 pytestmark = pytest.mark.torch
 
 
+@pytest.mark.timeout(600)  # hundreds of small trees: a minute, several on a busy machine
 def test_every_crash_leaves_what_was_acknowledged(strace, tmp_path):
     root = tmp_path / "run"
     root.mkdir()
