@@ -69,7 +69,8 @@ def completed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("completed")
     (folder / "digits.yaml").write_text(CONFIG)
     call(folder, "run", "digits.yaml", "--ranks", "2", check=True)
-    return next((folder / "runs").iterdir())
+    run: Path = next((folder / "runs").iterdir())
+    return run
 
 
 def call(folder, *arguments, check=False, **env):
