@@ -65,23 +65,32 @@ def claim(run: RunDir, me: Mapping[str, Any], *, handed_over: int | None = None)
         OwnedError: somebody else owns it; nothing was written then.
         UsageError: the run directory cannot be written.
     """
-    deadline = time.monotonic() + _ENDING_S
     while True:
         number, holder = newest(run)
         if holder and not holder.get("released"):
             if _is_same(holder, me):
                 return number
-            if number != handed_over and (why := why_alive(holder)):
-                if time.monotonic() < deadline and _is_about_to_end(run, holder):
-                    time.sleep(_LOOK_S)
-                    continue
-                raise owned(run, holder, why)
+            if number != handed_over:
+                refuse_owned(run)
         try:
             run.owners.mkdir(mode=0o700, exist_ok=True)
             if publish_first(run.owner(number + 1), msgspec.json.encode(me)):
                 return number + 1
         except OSError as error:
             raise UsageError(f"{run.owners}: {error.strerror}", "make room, or look at its permissions") from None
+
+
+def refuse_owned(run: RunDir) -> None:
+    """Return when a run is nobody's; an owner that has one more line to write is waited for.
+
+    Raises:
+        OwnedError: somebody owns it.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    while why := why_alive(holder := newest(run)[1]):
+        if time.monotonic() > deadline or not _is_about_to_end(run, holder):
+            raise _owned(run, holder, why)
+        time.sleep(_LOOK_S)
 
 
 def release(run: RunDir, number: int) -> None:
@@ -130,8 +139,7 @@ def _is_about_to_end(run: RunDir, holder: Mapping[str, Any]) -> bool:
     return run.outcome(numbers[-1]).exists() if not verdict else not verdict.get("again")
 
 
-def owned(run: RunDir, holder: Mapping[str, Any], why: str) -> OwnedError:
-    """Return the error that says whose a run is."""
+def _owned(run: RunDir, holder: Mapping[str, Any], why: str) -> OwnedError:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder.get("since") or 0)))
     is_job = holder.get("scheduler") == "slurm"
     who = f"job {holder.get('job_id')}" if is_job else f"process {holder.get('pid')} on {holder.get('host')}"

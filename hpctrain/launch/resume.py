@@ -62,9 +62,7 @@ def prepare(run: RunDir, overrides: Sequence[str], where: Scheduler, *, code: bo
         OwnedError: it has not ended.
         ClusterError: Slurm cannot be asked.
     """
-    _, holder = owner.newest(run)
-    if why := owner.why_alive(holder):
-        raise owner.owned(run, holder, why)
+    owner.refuse_owned(run)
     try:
         before = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError) as error:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ if str(Path(__file__).parents[2]) not in sys.path:  # tests import what they sha
 import hpctrain
 from hpctrain.dist import mpirun
 from hpctrain.errors import UsageError
+from hpctrain.launch import slurm
+from hpctrain.rundir import RunDir, read_json
 from hpctrain.sandbox import cluster as api
 from hpctrain.sandbox.spec import Spec, require_packages
 from hpctrain.sandbox.state import Sandbox
@@ -94,3 +96,21 @@ def _env(sandbox: Sandbox, ours: dict[str, str]) -> dict[str, str]:
     first = {"PATH": str(sandbox.bin), "PYTHONPATH": package}
     joined = {key: f"{value}:{kept[key]}" if kept.get(key) else value for key, value in first.items()}
     return {**kept, **joined, **ours}
+
+
+@pytest.fixture
+def stand_in(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RunDir]]:
+    """Submit runs of stand-in ranks; their jobs are cancelled afterwards."""
+    from tests.cluster import stand_in as runs
+
+    for name in ("PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, cluster.env[name])
+    started: list[RunDir] = []
+
+    def start(script: str, *overrides: str, rank: str = runs.RANK) -> RunDir:
+        started.append(runs.start(tmp_path, script, *overrides, rank=rank))
+        return started[-1]
+
+    yield start
+    for run in started:
+        slurm.cancel(read_json(run.job)["job_id"])
