@@ -89,9 +89,11 @@ class Single:
 
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:
-    """Say whether all values are numbers, by their largest magnitude, which unlike a sum of squares cannot overflow."""
-    largest = torch.nn.utils.get_total_norm((part.detach() for part in tensors), norm_type=float("inf"))
-    return bool(largest.isfinite().item())
+    """Say whether the 2-norm is a number. Of 32 bits it is none beyond 1e19, which nobody wants to go on with either.
+
+    The largest magnitude would do without squares, but takes twenty times as long on CPUs.
+    """
+    return bool(torch.nn.utils.get_total_norm(part.detach() for part in tensors).isfinite().item())
 
 
 def discard(logits: Tensor) -> None:

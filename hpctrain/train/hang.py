@@ -90,16 +90,16 @@ def sentence(guilty: Sequence[RankReport], ranks: Sequence[RankReport], missing:
     if len(guilty) == 1:
         said = f"{_who(guilty)} on {first.host} {_HOW.get(first.state, for_s)} {where}"
     elif len(guilty) == len(ranks):
-        said = f"none of the {len(ranks)} ranks {for_s}; all are {where}, {_who([first])} on {first.host}"
-        said = said.replace("none of the", "all of the", 1) if len(ranks) == 1 else said
+        said = f"none of the {len(ranks)} ranks made progress for {first.still_s:.0f} s; all are {where}"
+        said += f", {_who([first])} on {first.host}"
         if first.phase in _MEETING:
             said += ": not all take part in the same collective, or the network between them is cut"
     else:
-        said = f"{_who(guilty)} {for_s} {where}, {_who([first])} on {first.host}"
+        said = f"{_who(guilty)} {for_s} {where}, the first on {first.host}"
     waiting = [rank for rank in ranks if rank not in guilty]
     if waiting:
-        phases = sorted({rank.phase for rank in waiting})
-        said += f"; {_who(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for it in {' or '.join(phases)}"
+        verb, whom = "waits" if len(waiting) == 1 else "wait", "it" if len(guilty) == 1 else "them"
+        said += f"; {_who(waiting)} {verb} for {whom} in {' or '.join(sorted({rank.phase for rank in waiting}))}"
     if missing:
         said += f"; of {missing} more ranks nothing is known"
     return said

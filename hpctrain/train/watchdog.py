@@ -165,7 +165,7 @@ class Watchdog:
     def _accept(self, poll: "select.poll") -> None:
         line, _ = self._listener.accept()
         pid, uid = peer(line)
-        if uid != os.getuid():
+        if uid != os.getuid() or pid <= 0:  # another user, or a process that this container cannot see
             line.close()
             return
         line.settimeout(_HELLO_S)

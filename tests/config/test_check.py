@@ -208,6 +208,17 @@ def test_what_no_rule_forbids(load, good, line):
     assert load(f"{good}{line}\n").config.name == "run"
 
 
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_adasum_can_leave_no_step_out(problems, load, good, policy):
+    text = good.replace("epochs: 3", f"epochs: 3, on_nan: {policy}")
+    horovod = "dist: {strategy: horovod, backend: mpi, launcher: mpirun, horovod: {op: OP}}\n"
+    assert load(text + horovod.replace("OP", "average")).config.train.on_nan == policy
+    [problem] = problems(text + horovod.replace("OP", "adasum"))
+    assert problem.endswith(
+        "dist.horovod.op: adasum joins what the optimizer did, so no step can be left out; use on_nan: stop"
+    )
+
+
 def test_a_step_schedule_and_nesterov_with_what_they_need(load, good):
     new = "lr: 0.1, schedule: step, momentum: 0.9, nesterov: true, warmup: 5 epochs"
     assert load(good.replace("lr: 0.1", new)).config.optim.nesterov

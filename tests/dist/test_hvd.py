@@ -66,6 +66,15 @@ def test_an_overflow_on_one_rank_makes_all_skip(ranks, strategy):
     assert first["scale"] == 4
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+def test_a_gradient_that_is_no_number_on_one_rank_is_applied_by_none(ranks, strategy):
+    first, second = values(ranks, "no_number", 2, Dist(strategy=strategy))
+    assert first == second
+    assert first["applied"] == [True, False, True, False]
+    weights = first["weights"]
+    assert [one == other for one, other in zip(weights, weights[1:], strict=False)] == [False, True, False, True]
+
+
 def test_parameters_and_buffers_that_change_by_pass_are_treated_as_by_ddp(ranks):
     ddp, horovod = (values(ranks, "moody", 2, Dist(strategy=strategy)) for strategy in ("ddp", "horovod"))
     assert horovod[0] == horovod[1]

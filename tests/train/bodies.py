@@ -153,6 +153,23 @@ def _overflow(*given: Any) -> dict[str, Any]:
     return {"value": {"applied": applied, "weights": history, "scale": scaler.get_scale()}}
 
 
+def _no_number(*given: Any) -> dict[str, Any]:
+    """The gradient of the second and the fourth of four steps is infinite or no number, on the last rank alone."""
+    comm: Comm = given[5]
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(4, 2), torch.randn(6, 4)
+    optimizer = build(Optim(lr=1.0, momentum=0.9), model.parameters(), scaled=False)
+    optimizer.param_groups[0]["lr"] = 0.01
+    step = comm.wrap(model, optimizer, example=images[:2], passes=1, scaler=None)
+    history, applied = [model.weight.flatten().tolist()], []
+    for factor in (1.0, float("inf"), 1.0, float("nan")):
+        loss = step.forward(images[comm.rank :: comm.size], last=True).square().sum()
+        step.backward(loss * (factor if comm.rank == comm.size - 1 else 1.0), last=True)
+        applied.append(step.apply(only_finite=True))
+        history.append(model.weight.flatten().tolist())
+    return {"value": {"applied": applied, "weights": history}}
+
+
 class _Partly(torch.nn.Module):
     """With a parameter that no gradient reaches, one that gets none, and a buffer in bfloat16."""
 
@@ -286,6 +303,7 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "accumulate": _accumulate,
     "wrap": _wrap,
     "overflow": _overflow,
+    "no_number": _no_number,
     "unused": _unused,
     "moody": _moody,
     "channels_last": _channels_last,
