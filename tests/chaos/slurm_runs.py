@@ -18,7 +18,7 @@ from tests.cluster.conftest import Cluster
 
 T = TypeVar("T")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
-_OVER_S = 150
+_OVER_S = 240
 
 
 def until(condition: Callable[[], T | None], what: Callable[[], str], seconds: float = _OVER_S) -> T:

@@ -16,7 +16,7 @@ from tests.chaos import oracle
 from tests.chaos.runs import SAMPLES, address, marker
 from tests.chaos.slurm_runs import Controller, Job, batch_script, parent, until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(600)]
 
 HELD, SAVED = 9, 8
 HOLD = address("hold", 0, HELD)
@@ -255,7 +255,7 @@ def test_the_shell_of_the_batch_script_is_killed(held, assert_nothing_lost):
         job.await_attempt(2)
         job.ended("COMPLETED")
     causes = oracle.causes(job.run)
-    print(row, causes)
+    assert causes[0] in {None, "node_failure"}, "nobody was left to see why"
     assert_nothing_lost(job, *causes[:-1])
 
 
@@ -267,7 +267,6 @@ def test_the_step_daemon_of_a_rank_is_killed(held, assert_nothing_lost):
     job.let_go(1)
     job.ended("COMPLETED")
     causes = oracle.causes(job.run)
-    print(causes)
     assert set(causes[:-1]) <= {"rank_killed", "node_failure"}
     assert_nothing_lost(job, *causes[:-1])
 
