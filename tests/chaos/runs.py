@@ -28,7 +28,7 @@ restart: {preempted: 100, time_limit: 100, node_failure: 100, rank_killed: 100}
 log: {every: 6 steps, samples: true}
 dist: {fork: false}
 """
-_WAIT_S = 120
+_WAIT_S = 400
 
 Address = dict[str, Any]
 

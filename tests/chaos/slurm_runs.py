@@ -18,7 +18,7 @@ from tests.cluster.conftest import Cluster
 
 T = TypeVar("T")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
-_OVER_S = 150
+_OVER_S = 240
 
 
 def until(condition: Callable[[], T | None], what: Callable[[], str], seconds: float = _OVER_S) -> T:
@@ -114,15 +114,16 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def batch_script(job: Job) -> int:
-    """Return the id of the shell that runs the batch script."""
+def batch_scripts(job: Job) -> dict[bool, list[int]]:
+    """Return the ids of the shells that run the batch script; False: of the first run, True: of those after a requeue."""
     mine = f"SLURM_JOB_ID={job.job_id}".encode()
     conf = f"SLURM_CONF={job.cluster.sandbox.slurm_conf}".encode()
     found = [
         pid for pid in _pids()
         if {mine, conf} <= set(_read(pid, "environ")) and any(b"slurm_script" in word for word in _read(pid, "cmdline"))
     ]  # fmt: skip
-    return min(found)  # its subshell has the same command line
+    again = {pid: any(word.startswith(b"SLURM_RESTART_COUNT=") for word in _read(pid, "environ")) for pid in found}
+    return {which: sorted(pid for pid in found if again[pid] is which) for which in (False, True)}
 
 
 class Controller:

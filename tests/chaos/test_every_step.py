@@ -6,7 +6,7 @@ from hpctrain.config.duration import Duration
 from hpctrain.config.schema import Train
 from tests.train.ranks import Ranks, make_config
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 
 STEPS, SAMPLES, BATCH = 24, 280, 24  # two epochs, the last step of each with a batch of 16
 KEPT = {"ema": 0.9} if "ema" in Train.__struct_fields__ else {}
@@ -34,7 +34,7 @@ def config(precision):
 def test_a_run_goes_on_from_every_step_to_the_same_bytes(ranks: Ranks, size, precision):
     options = {"from": list(range(1, STEPS))}
     job = ranks.start(config(precision), size, run=ranks.run_dir(), body="tests.chaos.every_step:body", options=options)
-    reports = job.wait(timeout_s=240)
+    reports = job.wait(timeout_s=540)
     assert all("value" in report for report in reports), reports
     found = reports[0]["value"]
     assert sorted(map(int, found["whole"])) == list(range(1, STEPS + 1))

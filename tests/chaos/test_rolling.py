@@ -13,7 +13,7 @@ import pytest
 from tests.chaos import oracle
 from tests.chaos.runs import SAMPLES, STEPS, address, marker
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 
 
 class Fault(NamedTuple):

@@ -83,7 +83,7 @@ def call(folder, *arguments, check=False, **env):
 @pytest.fixture
 def run(completed, tmp_path):
     subprocess.run(["cp", "-a", str(completed), str(tmp_path)], check=True)
-    return Path(tmp_path, completed.name)
+    return tmp_path / completed.name
 
 
 def tree(run):
