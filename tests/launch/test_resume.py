@@ -68,7 +68,7 @@ def completed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("completed")
     (folder / "digits.yaml").write_text(CONFIG)
     call(folder, "run", "digits.yaml", "--ranks", "2", check=True)
-    run: Path = next((folder / "runs").iterdir())
+    run = next((folder / "runs").iterdir())
     return run
 
 
