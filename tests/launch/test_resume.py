@@ -68,8 +68,7 @@ def completed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("completed")
     (folder / "digits.yaml").write_text(CONFIG)
     call(folder, "run", "digits.yaml", "--ranks", "2", check=True)
-    run = next((folder / "runs").iterdir())
-    return run
+    return next((folder / "runs").iterdir())
 
 
 def call(folder, *arguments, check=False, **env):
