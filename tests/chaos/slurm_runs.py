@@ -115,7 +115,7 @@ def parent(pid: int) -> int:
 
 
 def batch_scripts(job: Job) -> dict[bool, list[int]]:
-    """Return the ids of the shells that run the batch script; False: of the first run, True: of those after a requeue."""
+    """Return the ids of the shells that run the batch script; False: of the first run, True: of what was requeued."""
     mine = f"SLURM_JOB_ID={job.job_id}".encode()
     conf = f"SLURM_CONF={job.cluster.sandbox.slurm_conf}".encode()
     found = [
