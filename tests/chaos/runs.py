@@ -12,7 +12,7 @@ from hpctrain import plan as planning
 from hpctrain.config.load import load
 from hpctrain.launch.submit import freeze
 from hpctrain.rundir import RunDir
-from tests.chaos import injected, supervise
+from tests.chaos import supervise
 from tests.train.ranks import SERVER
 
 STEPS, SAMPLES = 24, 282  # two epochs, the last step of each with a smaller batch
@@ -50,7 +50,7 @@ class Chaos:
         self.folder = self.project / "injected"
         self.folder.mkdir(parents=True)
         (self.folder / "addresses.json").write_text(json.dumps(list(self.addresses)))
-        (self.project / "chaos.py").write_text(Path(injected.__file__).read_text())
+        (self.project / "chaos.py").write_text(Path(__file__).with_name("injected.py").read_text())
         text = CONFIG.replace("FOLDER", str(self.folder)).replace("SAMPLES", str(SAMPLES))
         (self.project / "chaos.yaml").write_text(text)
 
