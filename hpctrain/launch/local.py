@@ -152,7 +152,7 @@ def supervise(
     except OSError as error:
         raise JobError(
             f"{error.filename or run.path}: {error.strerror}; how the attempt ended could not be written down",
-            f"make room; python -m hpctrain.launch.local {run.path} goes on from the last checkpoint",
+            f"make room; hpctrain resume {run.path} goes on from the last checkpoint",
         ) from error
 
 

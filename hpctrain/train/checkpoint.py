@@ -278,4 +278,4 @@ def _disk(path: Path) -> str:
         free = shutil.disk_usage(path).free / 2**20
     except OSError:
         return f"look at {path}"
-    return f"{free:,.0f} MiB are free there; make room; sbatch {path}/job.sbatch goes on from the last checkpoint"
+    return f"{free:,.0f} MiB are free there; make room; hpctrain resume {path} goes on from the last checkpoint"

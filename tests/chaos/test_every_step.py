@@ -3,19 +3,17 @@
 import pytest
 
 from hpctrain.config.duration import Duration
-from hpctrain.config.schema import Train
 from tests.train.ranks import Ranks, make_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 
 STEPS, SAMPLES, BATCH = 24, 280, 24  # two epochs, the last step of each with a batch of 16
-KEPT = {"ema": 0.9} if "ema" in Train.__struct_fields__ else {}
 CONFIG = {
     "data": {"samples": SAMPLES},
     "model": {"name": "tests.chaos.nets:varied", "args": {}},
     "batch": {"global_": BATCH, "accumulate": 2},
     "optim": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3, "warmup": Duration(7, "steps"), "schedule": "cosine"},
-    "train": {"epochs": 2, **KEPT},
+    "train": {"epochs": 2, "ema": 0.9},
     "checkpoint": {"every": Duration(1, "steps"), "keep": STEPS},
     "log": {"every": Duration(5, "steps")},
 }

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from hpctrain.config.schema import Dist, Restart
 from hpctrain.rundir import RunDir, read_json
 from tests.chaos import oracle
 from tests.chaos.runs import SAMPLES, STEPS, address, marker
@@ -185,9 +184,6 @@ def test_the_threads_that_make_batches_end(chaos):
     oracle.assert_like(run, twin, samples=SAMPLES)
 
 
-@pytest.mark.skipif(
-    "hang" not in Dist.__struct_fields__ or "hang" not in Restart.__struct_fields__, reason="there is no watchdog yet"
-)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_named_and_the_run_starts_again(chaos, twin, rank):
     """Its peer waits for it in a collective, and its own process cannot do anything."""

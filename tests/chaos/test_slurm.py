@@ -3,7 +3,6 @@
 Where harm comes from outside, the ranks are held at step 9 until it has come; checkpoints are made every 4 steps.
 """
 
-import importlib.util
 import os
 import signal
 import sys
@@ -20,11 +19,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(600)]
 
 HELD, SAVED = 9, 8
 HOLD = address("hold", 0, HELD)
-
-
-def has(module):
-    """Say whether this version has a module."""
-    return importlib.util.find_spec(module) is not None
 
 
 NODES = ("slurm={nodes: 2, ranks_per_node: 1, time: 00:30:00}", "checkpoint.every=4 steps", "log.every=2 steps")
@@ -285,7 +279,6 @@ def test_a_job_is_suspended_and_goes_on(held, assert_nothing_lost):
     assert_nothing_lost(job)
 
 
-@pytest.mark.skipif(not has("hpctrain.launch.owner"), reason="a run directory has no owner yet")
 def test_of_two_submissions_of_one_run_the_second_is_refused(held, assert_nothing_lost):
     job = held()
     other = job.slurm("sbatch", "--parsable", str(job.run.script)).strip()
@@ -299,7 +292,6 @@ def test_of_two_submissions_of_one_run_the_second_is_refused(held, assert_nothin
     assert_nothing_lost(job)
 
 
-@pytest.mark.skipif(not has("hpctrain.launch.requeue"), reason="no node is excluded yet")
 def test_a_node_on_which_ranks_were_killed_twice_is_left_out(submit, assert_nothing_lost):
     job = submit(address("sigkill", 1, HELD), address("sigkill", 1, HELD + 4))
     job.ended("COMPLETED")
