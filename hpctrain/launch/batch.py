@@ -103,7 +103,14 @@ def _fail(run: RunDir, message: str, hosts: Sequence[str]) -> int:
 
 
 def _end(run: RunDir, number: int, code: int) -> int:
-    """Judge an attempt, and put the job back into the queue if there is to be another."""
+    """Judge an attempt, and put the job back into the queue if there is to be another.
+
+    Not where a newer one has begun: Slurm gave this node up and started the job again, under the same id, while the
+    script still ran. What it asked Slurm now would hit the newer attempt.
+    """
+    if _is_outdated(run, number):
+        _say(f"attempt {number} is outdated by a newer one: it is not judged here")
+        return 4
     job_id, config = os.environ["SLURM_JOB_ID"], load(run.config).config
     launcher = msgspec.json.decode(run.plan.read_bytes(), type=Plan).launcher
     state = _state(job_id)
@@ -136,12 +143,8 @@ def _end(run: RunDir, number: int, code: int) -> int:
 def _once_more(run: RunDir, number: int, claim: int, config: Config, decision: ledger.Decision, *, ending: bool) -> int:
     _say(decision.reason)
     job_id = os.environ["SLURM_JOB_ID"]
-
-    def outdated() -> bool:
-        return run.attempt_numbers()[-1] > number
-
-    refused = requeue.requeue(job_id, outdated)
-    if refused and outdated():
+    refused = requeue.requeue(job_id, lambda: _is_outdated(run, number))
+    if refused and _is_outdated(run, number):
         return 4
     if refused and not ending:
         _give_up(run, job_id, claim, f"Slurm refused to requeue job {job_id} ({refused})")
@@ -150,6 +153,10 @@ def _once_more(run: RunDir, number: int, claim: int, config: Config, decision: l
     if decision.exclude:
         requeue.exclude(run, job_id, config.slurm.exclude, decision.exclude)
     return 75
+
+
+def _is_outdated(run: RunDir, number: int) -> bool:
+    return run.attempt_numbers()[-1] > number
 
 
 def _give_up(run: RunDir, job_id: str, claim: int, reason: str) -> None:
