@@ -94,7 +94,7 @@ class Job:
         return [
             pid
             for pid in _pids()
-            if wanted <= set(_read(pid, "environ")) and b"hpctrain.train" in _read(pid, "cmdline")
+            if wanted <= set(_read(pid, "environ")) and _read(pid, "cmdline")[1:3] == [b"-m", b"hpctrain.train"]
         ]
 
 
@@ -142,7 +142,14 @@ class Controller:
     def start(self) -> None:
         """Start it where it ran."""
         user: Sequence[str] = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
-        argv = ["nsenter", "--target", str(self._holder), *user, "--net", "--uts", "--mount", "--ipc", "--pid"]
+        own = [
+            "--net",
+            "--uts",
+            "--mount",
+            "--ipc",
+            f"--pid=/proc/{self._holder}/ns/pid_for_children",
+        ]  # it ends with them
+        argv = ["nsenter", "--target", str(self._holder), *user, *own]
         env = {**os.environ, "SLURM_CONF": self._conf, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         subprocess.run([*argv, "slurmctld", "-f", self._conf], env=env, check=True, timeout=30)
 
