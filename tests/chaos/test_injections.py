@@ -160,7 +160,7 @@ def test_the_disk_is_full_and_the_run_goes_on_when_there_is_room(chaos, twin):
     done = subprocess.run(argv, cwd=project.project, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 4, done.stderr
     assert "step 10 was not saved: No space left on device" in done.stderr, done.stderr
-    assert "make room; python -m hpctrain.launch.local" in done.stderr
+    assert "make room; hpctrain resume " in done.stderr
     assert "Traceback" not in done.stderr.split("hpctrain: step 10 was not saved")[1], "not the supervisor's own"
     assert_done(project)
     [path] = (project.project / "runs.kept").iterdir()
