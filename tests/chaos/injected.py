@@ -266,6 +266,14 @@ def _end_loader(_folder: Path) -> None:
 
 
 def _fill_disk(folder: Path) -> None:
+    """Leave nothing free, and nothing under way that would free something."""
+    import threading
+
+    from hpctrain.train.leave import SAVING
+
+    for thread in threading.enumerate():
+        if thread.name == SAVING:
+            thread.join()
     run = Path(os.environ["HPCTRAIN_RUN"])
     descriptor = os.open(run / "filler", os.O_WRONLY | os.O_CREAT, 0o600)
     try:
