@@ -62,7 +62,7 @@ class Job:
 
     def await_marker(self, name: str) -> None:
         """Wait until something was injected."""
-        until((self.project.folder / name).exists, self.report)
+        until(lambda: (self.project.folder / name).exists() or self._release(), self.report)
 
     def let_go(self, attempt: int) -> None:
         """Let the ranks of an attempt go on that are held."""
@@ -70,7 +70,14 @@ class Job:
 
     def await_attempt(self, number: int) -> None:
         """Wait until an attempt trains; it has shut out all older ones by then."""
-        until(lambda: self.run.samples(number, 0).exists() or self.run.outcome(number).exists(), self.report)
+        paths = self.run.samples(number, 0), self.run.outcome(number)
+        until(lambda: any(path.exists() for path in paths) or self._release(), self.report)
+
+    def _release(self) -> bool:
+        """Do as an operator does where a slurmd has refused a launch, and Slurm holds the job: seen after lost nodes."""
+        if "launch failed" in self.cluster.run(["squeue", "-h", "-j", self.job_id, "-o", "%r"]).stdout:
+            self.cluster.run(["scontrol", "release", self.job_id])
+        return False
 
     def await_outcome(self, attempt: int) -> dict[str, Any]:
         """Wait for the end of an attempt."""
