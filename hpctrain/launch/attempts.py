@@ -27,7 +27,7 @@ def attempts_table(run: RunDir) -> str:
         counts = ["-" if count is None else str(count) for count in (entry.steps_gained, entry.work_lost)]
         where = "" if entry.host is None else f" on {entry.host}"
         cause = entry.verdict if entry.cause is None else f"{entry.cause}{where}"
-        followed = entry.reason.partition("\n")[0]
+        followed = "-" if entry.verdict == "completed" else entry.reason.partition("\n")[0]
         lines.append(
             [str(entry.attempt), started, took, nodes_text(entry.nodes), steps, *counts, cause or "runs", followed]
         )

@@ -74,7 +74,7 @@ class Job:
         until(lambda: any(path.exists() for path in paths) or self._release(), self.report)
 
     def _release(self) -> bool:
-        """Do as an operator does where a slurmd has refused a launch, and Slurm holds the job: seen after lost nodes."""
+        """Do as an operator does where a slurmd refused a launch, and Slurm holds the job: seen after lost nodes."""
         if "launch failed" in self.cluster.run(["squeue", "-h", "-j", self.job_id, "-o", "%r"]).stdout:
             self.cluster.run(["scontrol", "release", self.job_id])
         return False

@@ -171,7 +171,8 @@ def test_a_rank_that_does_not_come_to_horovods_world_is_named_by_all(ranks):
     options = {"timeout_s": 5, "absent": 1}
     job = ranks.start(make_config(dist=HVD), 3, run=ranks.run_dir(), options=options)
     first, second, third = job.wait(timeout_s=20)
-    assert (first["error"], second, third["error"]) == ("WorldError", {"killed": True}, "WorldError"), read_logs(job)
+    errors = first["error"], second, third["error"]
+    assert errors == ("RendezvousError", {"killed": True}, "RendezvousError"), read_logs(job)
     sentence = "after 5 s rank 1 had not loaded Horovod, after the world was proven"
     assert first["message"].startswith(sentence)
     assert third["message"] == sentence
