@@ -46,14 +46,8 @@ def load(
     args: PictureArgs = schema.arguments(schema.DATASET_ARGS[data.dataset], data.args)
     chosen = split.choose(len(train), data.split, plan.seed)
     count = split.planned(chosen, plan.train_samples, data.dataset)
-    if test is not None and test.names != train.names:
-        odd = sorted(set(test.names) ^ set(train.names))
-        raise DataError(
-            f"{data.dataset}: training and test pictures are not of the same classes; "
-            f"{', '.join(odd[:5]) or 'their order'}{', ...' if len(odd) > 5 else ''} differs",
-            "give each class a directory in both, even if it is empty in one",
-        )
-
+    if test is not None:
+        _refuse_other_classes(data.dataset, train, test)
     shape = (len(MOMENTS[args.channels][0]), args.size, args.size)
     varying = augment.build(data.augment, seed=plan.seed, shape=shape, classes=len(train.names))
 
@@ -83,6 +77,17 @@ def load(
         part(train, validation, validation.count) if validation.count else None,
         shape,
         len(train.names),
+    )
+
+
+def _refuse_other_classes(name: str, train: Source, test: Source) -> None:
+    if test.names == train.names:
+        return
+    odd = sorted(set(test.names) ^ set(train.names))
+    raise DataError(
+        f"{name}: training and test pictures are not of the same classes; "
+        f"{', '.join(odd[:5]) or 'their order'}{', ...' if len(odd) > 5 else ''} differs",
+        "give each class a directory in both, even if it is empty in one",
     )
 
 
