@@ -115,11 +115,16 @@ class Supervisor:
         if self._stop:  # told to stop while the ranks were being started
             self._tell(signal.SIGTERM)
         try:
-            return _first_failure(self._ranks, lambda: watch(number))
+            return _first_failure(self._ranks, lambda: watch(number), self._is_over(number))
         finally:
             end_children(_KILL_WAIT_S)
             self._ranks = []
             watch(number)
+
+    def _is_over(self, number: int) -> Callable[[], bool]:
+        """Return what says whether a rank may end with 0: once rank 0 has written the outcome."""
+        path = self._run.outcome(number)
+        return lambda: self._config.command is not None or path.exists()
 
     def _start(self, log: Path, envs: Sequence[Mapping[str, str]]) -> list[subprocess.Popen[bytes]]:
         """Start each rank, or the relay of mpirun, as a process of its own."""
@@ -222,8 +227,12 @@ def _python(config: Config) -> str:
     return sys.executable if asked is None else absolute(asked) if "/" in asked else asked
 
 
-def _first_failure(ranks: Sequence[subprocess.Popen[bytes] | Forked], watch: Callable[[], None]) -> tuple[int, int]:
+def _first_failure(
+    ranks: Sequence[subprocess.Popen[bytes] | Forked], watch: Callable[[], None], is_over: Callable[[], bool]
+) -> tuple[int, int]:
     """Wait until all ranks ended or one failed; that one and its code come back at once, as `srun -K` does it.
+
+    One that leaves with 0 too early has failed as well: the others would wait for it.
 
     Not by `os.pidfd_open`, which kernels before 5.3 lack, and interpreters that were built on old systems.
     """
@@ -234,7 +243,7 @@ def _first_failure(ranks: Sequence[subprocess.Popen[bytes] | Forked], watch: Cal
             for number, rank in list(waiting.items()):
                 if (code := rank.poll()) is not None:
                     del waiting[number]
-                    if code:
+                    if code or not is_over():
                         return number, code
             if not waiting:
                 return 0, 0

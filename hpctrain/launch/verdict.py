@@ -182,10 +182,10 @@ def of_local(code: int, *, is_command: bool, rank: int, host: str, out_of_memory
         host: this machine.
         out_of_memory: the kernel has killed something of ours meanwhile because memory ran out.
     """
-    if code == 0:
-        text = "the ranks ended without an outcome"
-        return {"verdict": "completed"} if is_command else _record("failed", "error", code, text)
     who = {"rank": rank, "host": host}
+    if code == 0:
+        text = f"rank {rank} ended with exit code 0 before the run had an outcome"
+        return {"verdict": "completed"} if is_command else _record("failed", "error", code, text) | who
     if code < 0:
         name = signal.Signals(-code).name
         if out_of_memory and -code == signal.SIGKILL:

@@ -309,6 +309,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "term twice": _told(signal.SIGTERM, signal.SIGTERM),
     "usr2 and term": _told(signal.SIGUSR2, signal.SIGTERM),
     "exit": lambda _: os._exit(7),
+    "exit 0": lambda _: os._exit(0),
     "raise": _raise(lambda: ValueError("injected")),
     "system exit": _raise(lambda: SystemExit(3)),
     "system exit 0": _raise(lambda: SystemExit(0)),

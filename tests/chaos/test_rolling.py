@@ -44,6 +44,7 @@ KILLED = [
 ]
 ENDED = [
     Fault("exit", "forward", "error", "exit code 7"),
+    Fault("exit 0", "forward", "error", "exit code 0 before the run had an outcome"),
     Fault("raise", "forward", "error", "ValueError: injected"),
     Fault("system exit", "forward", "error", "SystemExit: 3"),
     Fault("python memory", "forward", oracle.known("out_of_memory"), "MemoryError"),

@@ -6,6 +6,8 @@ Where harm comes from outside, the ranks are held at step 9 until it has come; c
 import os
 import signal
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,18 +21,16 @@ pytestmark = [pytest.mark.slurm, pytest.mark.torch, pytest.mark.timeout(600)]
 
 HELD, SAVED = 9, 8
 HOLD = address("hold", 0, HELD)
-
-
-NODES = ("slurm={nodes: 2, ranks_per_node: 1, time: 00:30:00}", "checkpoint.every=4 steps", "log.every=2 steps")
+NODES = ("slurm.nodes=2", "slurm.ranks_per_node=1", "checkpoint.every=4 steps", "log.every=2 steps")
 
 
 @pytest.fixture
 def submit(cluster, chaos):
     """Submit a run that does harm, or is held; afterwards the cluster is as it was."""
 
-    def call(*addresses, overrides=()):
+    def call(*addresses, limit="00:30:00", overrides=()):
         project = chaos(addresses)
-        argv = [sys.executable, "-m", "hpctrain", "submit", "chaos.yaml", *NODES, *overrides]
+        argv = [sys.executable, "-m", "hpctrain", "submit", "chaos.yaml", *NODES, f"slurm.time={limit}", *overrides]
         done = cluster.run(argv, cwd=project.project)
         assert done.returncode == 0, done.stderr
         printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -49,8 +49,8 @@ def submit(cluster, chaos):
 def held(submit):
     """Submit a run and wait until it is held in its first attempt."""
 
-    def call(*addresses, overrides=()):
-        job = submit(HOLD, *addresses, overrides=overrides)
+    def call(*addresses, limit="00:30:00"):
+        job = submit(HOLD, *addresses, limit=limit)
         job.await_marker(marker(HOLD))
         until(lambda: SAVED in job.run.checkpoints(), job.report)
         return job
@@ -207,13 +207,22 @@ def test_a_job_is_preempted_by_a_higher_partition(held, cluster, assert_nothing_
     assert not cluster.run(["squeue", "-h", "-j", other]).stdout.strip(), "the other one has run"
 
 
-def test_the_time_limit_is_near(held, assert_nothing_lost):
-    job = held()
-    job.slurm("scancel", "--signal=USR2", job.job_id)  # what --signal=USR2@120 does
-    job.let_go(1)
-    job.ended("COMPLETED")
-    assert_nothing_lost(job, "time_limit")
-    assert resumed_from(job) > HELD, "a warned run loses nothing"
+def test_the_time_limit_comes(held, assert_nothing_lost):
+    """At once for a run that stops when it is told to and for one that does not, because Slurm counts in minutes."""
+    stopping, deaf = held(limit="00:01:00"), held(limit="00:01:00")
+    time.sleep(max(_end_s(stopping) - 8 - time.time(), 0))
+    stopping.let_go(1)
+    for job in (stopping, deaf):
+        job.ended("COMPLETED")
+        assert_nothing_lost(job, "time_limit")
+    assert resumed_from(stopping) > HELD, "a warned run loses nothing"
+    assert resumed_from(deaf) == SAVED
+    assert "DUE TO TIME LIMIT" in deaf.run.launch_log(1).read_text()
+
+
+def _end_s(job):
+    end = job.slurm("scontrol", "-o", "show", "job", job.job_id).split("EndTime=")[1].split()[0]
+    return datetime.fromisoformat(end).timestamp()
 
 
 def test_a_cancelled_run_stays_ended_until_it_is_started_by_hand(held, assert_nothing_lost):
@@ -243,7 +252,6 @@ def test_a_crash_loop_ends_within_its_budget_and_says_so(submit):
 
 
 def test_the_shell_of_the_batch_script_is_killed(held, assert_nothing_lost):
-
     job = held()
     os.kill(batch_scripts(job)[False][0], signal.SIGKILL)  # its subshell has the same command line
     row = job.ended("FAILED", "COMPLETED")
@@ -258,7 +266,6 @@ def test_the_shell_of_the_batch_script_is_killed(held, assert_nothing_lost):
 
 
 def test_the_step_daemon_of_a_rank_is_killed(held, assert_nothing_lost):
-
     job = held()
     [rank_1] = [pid for pid in job.processes(1) if _procid(pid) == 1]
     os.kill(parent(rank_1), signal.SIGKILL)
@@ -302,6 +309,5 @@ def test_a_node_on_which_ranks_were_killed_twice_is_left_out(submit, assert_noth
 
 
 def _procid(pid):
-
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return int(next(word for word in words if word.startswith(b"SLURM_PROCID="))[13:])
