@@ -1,0 +1,139 @@
+"""The commands that start a run, or say how one would start."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from hpctrain.cli import parts
+from hpctrain.errors import ClusterError, UsageError
+
+
+@click.command()
+@parts.config
+@parts.overrides
+@parts.scheduler
+@click.option("--ranks", type=click.IntRange(min=1), help="Plan for so many ranks on this machine.")
+def check(config: Path, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, ranks: int | None) -> None:
+    """Say what is wrong with CONFIG, all at once, or show the plan."""
+    from hpctrain.launch import ready
+    from hpctrain.launch.describe import describe
+
+    if ranks and scheduler == "slurm":
+        raise UsageError("--ranks is for this machine, not for Slurm", "slurm.nodes=N slurm.ranks_per_node=M")
+    loaded = parts.load(config, overrides)
+    where: parts.Scheduler = "local" if ranks else parts.choose(scheduler)
+    plan = ready.make_plan(loaded, where, ranks, count=False)
+    try:
+        ready.refuse_unfit(loaded, plan, where)
+    except ClusterError as error:
+        print(f"hpctrain: not held against Slurm: {error}", file=sys.stderr)
+    print(f"{config}: no problem found; on {'Slurm' if where == 'slurm' else 'this machine'} it runs as")
+    print(describe(plan, loaded.config))
+
+
+@click.command()
+@parts.config
+@parts.overrides
+@parts.scheduler
+@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
+@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+def submit(
+    config: Path, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, dry_run: bool, follow: bool
+) -> None:
+    """Submit CONFIG to Slurm, or to the background of this machine; print job id and run directory."""
+    if dry_run and (follow or scheduler == "local"):
+        other = "--follow" if follow else "--scheduler local"
+        raise UsageError(
+            f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "leave one of them out"
+        )
+    from hpctrain.launch import ready
+
+    loaded = parts.load(config, overrides)
+    where: parts.Scheduler = "slurm" if dry_run else parts.choose(scheduler)
+    plan = ready.make_plan(loaded, where, count=not dry_run)
+    if dry_run:
+        from hpctrain.launch.render import render
+        from hpctrain.rundir import RunDir
+
+        placeholder = RunDir(RunDir.root(loaded.config.runs) / f"{loaded.config.name}-ID")
+        sys.stdout.write(render(loaded, plan, placeholder, python=sys.executable))
+        return
+    from hpctrain.launch import slurm
+    from hpctrain.launch import submit as submission
+
+    ready.refuse_unfit(loaded, plan, where)
+    run = submission.freeze(loaded, plan, argv=sys.argv)
+    ready.show(loaded, plan, where)
+    if where == "slurm" and slurm.sandbox():
+        print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
+    job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
+    print(f"job {job_id}\nrun {run.path}", flush=True)
+    if follow:
+        from hpctrain.launch.follow import until_end
+
+        until_end(run)
+
+
+@click.command()
+@parts.config
+@parts.overrides
+@click.option("--ranks", type=click.IntRange(min=1), help="Ranks to start; default dist.ranks, else those of one node.")
+@click.option(
+    "--debug", is_flag=True, help="One process on this terminal: deterministic, anomaly detection, pdb on an error."
+)
+def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool) -> None:
+    """Run CONFIG here, in the foreground."""
+    if debug and ranks not in {None, 1}:
+        raise UsageError(f"--debug runs one process, not {ranks}", "leave --ranks out")
+    from hpctrain.launch.here import run_here
+
+    sys.exit(run_here(parts.load(config, overrides), ranks=ranks, debug=debug))
+
+
+@click.command()
+@parts.ref
+@parts.overrides
+@parts.scheduler
+@click.option("--code", is_flag=True, help="Take a new snapshot of the code, of this directory.")
+@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
+@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+def resume(
+    run: str, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, code: bool, dry_run: bool, follow: bool
+) -> None:
+    """Go on with RUN, which has ended: for longer, on other ranks, or with mended code.
+
+    \b
+    hpctrain resume RUN train.epochs=120 slurm.time=24:00:00
+    hpctrain resume RUN dist.ranks=8        the same global batch on other ranks
+    hpctrain resume RUN --code              after an error was mended
+    """
+    from hpctrain.launch import resume as resumption
+
+    parts.use_sandbox()
+    directory = parts.find(run)
+    where = scheduler or resumption.scheduler_of(directory)
+    if where == "slurm" and not dry_run:
+        where = parts.choose("slurm")
+    ready_to_go = resumption.prepare(directory, overrides, where, code=code)
+    if dry_run:
+        sys.stdout.write(resumption.script(ready_to_go))
+        return
+    job_id = resumption.start(ready_to_go, argv=sys.argv)
+    print(f"job {job_id}\nrun {directory.path}", flush=True)
+    if follow:
+        from hpctrain.launch.follow import until_end
+
+        until_end(directory)
+
+
+@click.command()
+@parts.config
+@parts.overrides
+def eject(config: Path, overrides: tuple[str, ...]) -> None:
+    """Print a batch script for CONFIG that needs no hpctrain on the login node."""
+    from hpctrain.launch.eject import eject as eject_script
+    from hpctrain.launch.ready import make_plan
+
+    loaded = parts.load(config, overrides)
+    sys.stdout.write(eject_script(loaded, make_plan(loaded, "slurm"), python=sys.executable))
