@@ -10,7 +10,6 @@ The step is the only state of the learning rate and of the order of samples.
 
 import contextlib
 import functools
-import hashlib
 import math
 import time
 from collections import deque
@@ -182,7 +181,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             share = shares[0]
             enter(Phase.FORWARD, index, number)
             if draws:
-                _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
+                rng.key_pass(plan.seed, index, number * comm.size + comm.rank, device)
             with precision.arithmetic():
                 outputs = wrapped.forward(inputs, last=last)
             outputs = outputs.to(precision.dtype)
@@ -295,12 +294,3 @@ def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque
         shares.append(share)
         for number, ids in enumerate(share.passes):
             yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
-
-
-def _seed_draws(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
-    """Key the random numbers of a pass (dropout) by what it computes, not by who computes it or what came before."""
-    text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
-    key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-    torch.default_generator.manual_seed(key)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(key)
