@@ -21,7 +21,7 @@ __all__ = [
     "SyntheticArgs", "Train", "arguments",
 ]  # fmt: skip
 
-Precision = Literal["fp64", "fp32", "bf16", "fp16"]
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -184,7 +184,9 @@ class Config(Struct, frozen=True, kw_only=True):
     batch: Batch | None = None
     optim: Optim | None = None
     precision: Precision = "fp32"
-    """fp32; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of equality."""
+    """fp32; tf32: fp32, but products in matrix multiplications and convolutions with 10 bits after the point instead of
+    23, on GPUs since A100; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of
+    equality."""
     train: Train | None = None
     checkpoint: Checkpoint = Checkpoint()
     restart: Restart = Restart()
