@@ -30,6 +30,15 @@ def key(seed: int, step: int, rank: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index].manual_seed(number)
 
 
+def key_pass(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
+    """Key torch's draws in a pass (dropout) by what it computes, not by who computes it or what came before."""
+    text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(number)
+
+
 def capture(device: torch.device) -> dict[str, Tensor]:
     """Return this rank's states: int64 `(N,)` and uint8 `(N,)`.
 
