@@ -1,4 +1,4 @@
-"""The classes of the config file: what a run is, and how it trains; `cluster` and `datasets` hold the other sections.
+"""The classes of the config file: what a run is, and how it trains; `models`, `cluster`, `datasets` hold other parts.
 
 Every field has a docstring under it: `docs/config.md`, the JSON Schema for editors and the messages of
 `hpctrain check` are made from these lines, so that each fact has this one home. `load` reads each YAML
@@ -13,8 +13,9 @@ from msgspec import Meta, Struct, field
 from hpctrain.config.cluster import Container, Dist, Env, Horovod, Slurm
 from hpctrain.config.datasets import DATASET_ARGS, Data, FolderArgs, NoArgs, SyntheticArgs
 from hpctrain.config.duration import Duration
+from hpctrain.config.models import MODEL_ARGS, CnnArgs, MlpArgs, Model, ResnetArgs
 from hpctrain.config.optim import Optim
-from hpctrain.config.texts import Count, Function, Name, Path, Positive
+from hpctrain.config.texts import Count, Name, Path, Positive
 
 __all__ = [
     "DATASET_ARGS", "MODEL_ARGS", "Batch", "Checkpoint", "CnnArgs", "Config", "Container", "Data", "Dist", "Env",
@@ -24,41 +25,6 @@ __all__ = [
 
 Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class MlpArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of `model: {name: mlp}`."""
-
-    hidden: tuple[Positive, ...] = (128,)
-    """Widths of the hidden layers."""
-    activation: Literal["relu", "tanh"] = "relu"
-    """What follows each hidden layer."""
-
-
-class CnnArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of `model: {name: cnn}`."""
-
-    channels: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (32, 64)
-    """Channels of the blocks; each is a 3 x 3 convolution, ReLU and 2 x 2 max pooling."""
-    hidden: Positive = 128
-    """Width of the dense layer after the blocks."""
-
-
-class ResnetArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of the models resnet18 to resnet152."""
-
-    zero_init: bool = True
-    """The last norm of each residual block starts at zero (Goyal et al. 2017, section 5.1)."""
-
-
-class Model(Struct, frozen=True, kw_only=True):
-    """The model."""
-
-    name: Literal["mlp", "cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | Function
-    """mlp, cnn; resnet18 to resnet152 for pictures of about 224 x 224 (He et al. 2016); or the user's own function as
-    package.module:function, called with `args` and returning a torch.nn.Module."""
-    args: dict[str, Any] = {}
-    """Arguments of the model."""
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -167,14 +133,6 @@ class Config(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] | None = None
     """A program to start as every rank instead of hpctrain's own training, such as [python, train.py, --epochs,
     "3"]."""
-
-
-MODEL_ARGS: dict[str, type[Struct]] = {
-    "mlp": MlpArgs,
-    "cnn": CnnArgs,
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), ResnetArgs),
-}
-"""The classes of the arguments of the models that come along."""
 
 
 def arguments(kind: type[Struct], given: dict[str, Any]) -> Any:
