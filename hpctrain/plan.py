@@ -141,6 +141,12 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
                 "give each rank its own GPU, or use device: cpu",
             )
         )
+    if config.precision == "tf32" and device == "cpu":
+        problems.append(
+            loaded.problem(
+                "precision", "tf32 is a format of GPUs, and the device is cpu; use fp32 or bf16, or device: cuda"
+            )
+        )
     base = Plan(
         name=config.name,
         seed=config.seed,

@@ -40,7 +40,7 @@ slurm.partition slurm.account slurm.qos slurm.nodes slurm.gpus_per_node slurm.ra
 slurm.time slurm.mem slurm.constraint slurm.gres slurm.exclude slurm.nodelist slurm.reservation slurm.dependency
 slurm.mail_type slurm.mail_user slurm.signal_s slurm.template
 env.modules env.venv env.container env.setup env.python
-dist.strategy dist.backend dist.fork dist.launcher dist.mpi dist.horovod.op dist.horovod.compression dist.horovod.groups
+dist.strategy dist.backend dist.fork dist.launcher dist.compression dist.mpi dist.horovod.op dist.horovod.groups
 dist.horovod.fusion_mb dist.horovod.cycle_ms dist.hang dist.ranks dist.interface dist.host_suffix dist.timeout
 data.dataset data.path data.samples data.split.test data.split.validation data.split.fold data.shuffle data.block
 data.workers data.loader data.on_error data.stage data.args

@@ -57,6 +57,12 @@ def test_gpus_give_ranks_device_and_backend(plan_of):
     assert plan_of("slurm={nodes: 2, gpus_per_node: 4}", "device=cpu").backend == "gloo"
 
 
+def test_tf32_is_for_gpus(plan_of):
+    with pytest.raises(ConfigError, match=r"tf32 is a format of GPUs.*use fp32 or bf16, or device: cuda"):
+        plan_of("precision=tf32")
+    assert plan_of("precision=tf32", "slurm={nodes: 2, gpus_per_node: 4}").precision == "tf32"
+
+
 def test_uncounted_samples_leave_the_steps_open(plan_of):
     plan = plan_of(samples=Samples())
     assert (plan.total_steps, plan.global_batch) == (None, 128)

@@ -111,11 +111,26 @@ def _dist(config: Config) -> Found:
             yield "dist.launcher", "horovodrun starts Horovod only; use strategy: horovod, or another launcher"
         if dist.horovod != Horovod():
             yield "dist.horovod", "nothing reads this with strategy: ddp; remove it, or use strategy: horovod"
+    yield from _compression(config)
     if dist.backend == "mpi" and dist.launcher == "torchrun":
         yield "dist.backend", "torchrun starts no MPI; use launcher: mpirun or srun, or backend: auto"
     if dist.mpi is not None and dist.launcher != "srun":
         yield "dist.mpi", f"is an option of srun; remove it, or use launcher: srun instead of {dist.launcher}"
     yield from _adasum(config)
+
+
+def _compression(config: Config) -> Found:
+    dist, key = config.dist, "dist.compression"
+    if dist.compression == "none":
+        return
+    if config.command is not None:
+        yield key, "a command sums its own gradients; remove it"
+    if config.precision == "fp64":
+        yield key, "would round what precision: fp64 computes; use none, or precision: fp32"
+    if dist.strategy == "horovod" and dist.compression == "bf16":
+        yield key, "Horovod sums no bfloat16; use fp16, or strategy: ddp"
+    if dist.strategy == "ddp" and dist.backend == "mpi":
+        yield key, "torch sums no 16-bit numbers by MPI; use none, or backend: auto"
 
 
 def _adasum(config: Config) -> Found:

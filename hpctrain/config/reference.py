@@ -13,12 +13,12 @@ from typing import Any
 
 from msgspec import Struct
 
-from hpctrain.config import cluster, datasets, schema
+from hpctrain.config import cluster, datasets, models, optim, schema
 from hpctrain.config.duration import PATTERN, Duration
 from hpctrain.config.fields import Field, Spec, fields
 from hpctrain.config.values import CHOSEN
 
-_HOMES = (schema, cluster, datasets)
+_HOMES = (schema, models, optim, cluster, datasets)
 
 RENEW = "python -m hpctrain.config.reference"
 

@@ -1,4 +1,4 @@
-"""The classes of the config file: what a run is, and how it trains; `cluster` and `datasets` hold the other sections.
+"""The classes of the config file: what a run is, and how it trains; `models`, `cluster`, `datasets` hold other parts.
 
 Every field has a docstring under it: `docs/config.md`, the JSON Schema for editors and the messages of
 `hpctrain check` are made from these lines, so that each fact has this one home. `load` reads each YAML
@@ -13,7 +13,9 @@ from msgspec import Meta, Struct, field
 from hpctrain.config.cluster import Container, Dist, Env, Horovod, Slurm
 from hpctrain.config.datasets import DATASET_ARGS, Data, FolderArgs, NoArgs, SyntheticArgs
 from hpctrain.config.duration import Duration
-from hpctrain.config.texts import Count, Fraction, Function, Name, NonNegative, Path, Positive
+from hpctrain.config.models import MODEL_ARGS, CnnArgs, MlpArgs, Model, ResnetArgs
+from hpctrain.config.optim import Optim
+from hpctrain.config.texts import Count, Name, Path, Positive
 
 __all__ = [
     "DATASET_ARGS", "MODEL_ARGS", "Batch", "Checkpoint", "CnnArgs", "Config", "Container", "Data", "Dist", "Env",
@@ -21,43 +23,8 @@ __all__ = [
     "SyntheticArgs", "Train", "arguments",
 ]  # fmt: skip
 
-Precision = Literal["fp64", "fp32", "bf16", "fp16"]
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class MlpArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of `model: {name: mlp}`."""
-
-    hidden: tuple[Positive, ...] = (128,)
-    """Widths of the hidden layers."""
-    activation: Literal["relu", "tanh"] = "relu"
-    """What follows each hidden layer."""
-
-
-class CnnArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of `model: {name: cnn}`."""
-
-    channels: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (32, 64)
-    """Channels of the blocks; each is a 3 x 3 convolution, ReLU and 2 x 2 max pooling."""
-    hidden: Positive = 128
-    """Width of the dense layer after the blocks."""
-
-
-class ResnetArgs(Struct, frozen=True, kw_only=True):
-    """Arguments of the models resnet18 to resnet152."""
-
-    zero_init: bool = True
-    """The last norm of each residual block starts at zero (Goyal et al. 2017, section 5.1)."""
-
-
-class Model(Struct, frozen=True, kw_only=True):
-    """The model."""
-
-    name: Literal["mlp", "cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] | Function
-    """mlp, cnn; resnet18 to resnet152 for pictures of about 224 x 224 (He et al. 2016); or the user's own function as
-    package.module:function, called with `args` and returning a torch.nn.Module."""
-    args: dict[str, Any] = {}
-    """Arguments of the model."""
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -71,34 +38,6 @@ class Batch(Struct, frozen=True, kw_only=True):
     """Passes of each rank per optimizer step."""
     tail: Literal["keep", "drop"] = "keep"
     """The last, smaller batch of an epoch is trained on, or dropped."""
-
-
-class Optim(Struct, frozen=True, kw_only=True):
-    """The optimizer and its learning rate."""
-
-    name: Literal["sgd"] = "sgd"
-    """Stochastic gradient descent."""
-    lr: Annotated[float, Meta(gt=0)]
-    """Learning rate at `base_batch`; what is used follows from `scale`."""
-    base_batch: Positive | None = None
-    """Global batch for which `lr` was chosen; if absent the rate is used as it stands."""
-    scale: Literal["linear", "none"] = "linear"
-    """linear: lr x global batch / base_batch (Goyal et al. 2017, section 2.1); none: lr as it stands."""
-    warmup: Duration = Duration(0, "steps")
-    """Length of the linear ramp from lr / warm-up steps to the full rate (Goyal et al. 2017, section 2.2)."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
-    """constant; step: times `decay` every `decay_every`; cosine: to zero at the end (Loshchilov & Hutter 2017,
-    without restarts)."""
-    decay: Annotated[float, Meta(gt=0, le=1)] = 0.1
-    """Factor of the step schedule."""
-    decay_every: Duration = Duration(30, "epochs")
-    """Length between two decays of the step schedule."""
-    momentum: Fraction = 0.0
-    """Momentum."""
-    nesterov: bool = False
-    """Nesterov's momentum; needs momentum > 0."""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty on every parameter, as torch.optim.SGD applies it."""
 
 
 class Train(Struct, frozen=True, kw_only=True):
@@ -184,7 +123,9 @@ class Config(Struct, frozen=True, kw_only=True):
     batch: Batch | None = None
     optim: Optim | None = None
     precision: Precision = "fp32"
-    """fp32; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of equality."""
+    """fp32; tf32: fp32, but products in matrix multiplications and convolutions with 10 bits after the point instead of
+    23, on GPUs since A100; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of
+    equality."""
     train: Train | None = None
     checkpoint: Checkpoint = Checkpoint()
     restart: Restart = Restart()
@@ -192,14 +133,6 @@ class Config(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] | None = None
     """A program to start as every rank instead of hpctrain's own training, such as [python, train.py, --epochs,
     "3"]."""
-
-
-MODEL_ARGS: dict[str, type[Struct]] = {
-    "mlp": MlpArgs,
-    "cnn": CnnArgs,
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), ResnetArgs),
-}
-"""The classes of the arguments of the models that come along."""
 
 
 def arguments(kind: type[Struct], given: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from hpctrain.config.schema import Horovod
+from hpctrain.config.schema import Dist
 from hpctrain.dist import mpi
 from hpctrain.dist.comm import Comm
 from hpctrain.dist.ddp import Ddp
@@ -26,7 +26,7 @@ def connect(
     interface: str | None,
     device: torch.device,
     timeout_s: float,
-    horovod: Horovod,
+    settings: Dist,
 ) -> Comm:
     """Form the group of all ranks; every rank calls this once.
 
@@ -39,7 +39,7 @@ def connect(
         interface: one concrete network interface for those of Gloo and NCCL for which the environment names none.
         device: this rank's device.
         timeout_s: how long a rank waits for the others, now and in each collective.
-        horovod: settings of the strategy horovod.
+        settings: of the config.
 
     Raises:
         WorldError: the ranks are not as many as planned, or did not come together in time.
@@ -59,7 +59,7 @@ def connect(
         from hpctrain.dist import hvd
 
         return hvd.connect(
-            plan, world, horovod, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s
+            plan, world, settings, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s
         )
     try:
         _process_group(plan, world, store=store, listen_fd=listen_fd, device=device, timeout_s=timeout_s)
@@ -70,7 +70,7 @@ def connect(
             f"within {timeout_s:g} s: {reason}",
             "look at the other ranks' logs; if the interface is wrong, set dist.interface",
         ) from error
-    return Ddp(device)
+    return Ddp(device, settings.compression)
 
 
 def _process_group(

@@ -1,6 +1,7 @@
 """Many ranks with torch's DistributedDataParallel, over Gloo or NCCL."""
 
 import contextlib
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hpctrain.dist.compression import summing
 from hpctrain.dist.single import SingleStep, discard
 
 _REHEARSALS = 2
@@ -22,14 +24,14 @@ class DdpStep(SingleStep):
         model: DistributedDataParallel,
         optimizer: Optimizer,
         scaler: GradScaler | None,
-        ranks: int,
+        divisor: int,
         device: torch.device,
     ) -> None:
         super().__init__(model, optimizer, scaler)
         self._ddp = model
-        # DDP divides by the ranks. This factor takes that back: a power of two exactly, others to the last bit or so,
-        # but always in the same way.
-        self._ranks = {dtype: torch.tensor(ranks, dtype=dtype, device=device) for dtype in _FLOATS}
+        # DDP divides by the ranks, unless a hook sums. This factor takes that back: a power of two exactly, others to
+        # the last bit or so, but always in the same way.
+        self._divisor = {dtype: torch.tensor(divisor, dtype=dtype, device=device) for dtype in _FLOATS}
 
     def forward(self, images: Tensor, *, last: bool) -> Tensor:
         """Run the model; before the last pass DDP is told to keep still, which it reads here, not in backward."""
@@ -42,7 +44,7 @@ class DdpStep(SingleStep):
         """Add the gradient; the last pass sums buckets over the ranks while it still computes others."""
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             # the factor enters as the gradient of the loss, which saves a multiplication on the tape
-            self._scaled(loss).backward(self._ranks[loss.dtype])  # type: ignore[no-untyped-call]
+            self._scaled(loss).backward(self._divisor[loss.dtype])  # type: ignore[no-untyped-call]
 
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,9 +53,9 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Ddp:
     """The ranks of an initialised default process group."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, compression: Literal["none", "bf16", "fp16"] = "none") -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._device = device
+        self._device, self._hook = device, None if compression == "none" else summing(compression)
         # NCCL reduces only what lies on its GPU
         self._meeting = device if dist.get_backend() == "nccl" else torch.device("cpu")
 
@@ -85,13 +87,15 @@ class Ddp:
                 gradient_as_bucket_view=True,
                 find_unused_parameters=unused,
             )
+            if self._hook is not None:
+                wrapped.register_comm_hook(None, self._hook)
             for _ in range(_REHEARSALS):
                 discard(wrapped(example))
                 optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        return DdpStep(wrapped, optimizer, scaler, self.size, self._device)
+        return DdpStep(wrapped, optimizer, scaler, self.size if self._hook is None else 1, self._device)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks."""

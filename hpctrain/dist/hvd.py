@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from hpctrain.config.schema import Horovod as Settings
+from hpctrain.config.schema import Dist as Settings
 from hpctrain.dist import horovod_build, rendezvous
 from hpctrain.dist.compression import InMemoryOrder
 from hpctrain.dist.patience import Patience
@@ -53,7 +53,7 @@ def connect(
     """
     hvd = _load(plan.backend)
     _require(hvd, plan, device)
-    os.environ.update(rendezvous.environment(plan, world, settings, store=store, timeout_s=timeout_s))
+    os.environ.update(rendezvous.environment(plan, world, settings.horovod, store=store, timeout_s=timeout_s))
     if plan.backend == "gloo":
         with rendezvous.meeting(plan, world, store=store, listen_fd=listen_fd, timeout_s=timeout_s):
             return _join(hvd, plan, world, settings, device, timeout_s)
@@ -209,7 +209,8 @@ class Horovod:
     def __init__(self, hvd: ModuleType, settings: Settings, device: torch.device, timeout_s: float) -> None:
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
-        self._hvd, self._settings, self._device = hvd, settings, device
+        self._hvd, self._settings, self._device = hvd, settings.horovod, device
+        self._compression = settings.compression
         self.patience = Patience(timeout_s)  # Horovod's own limits do not hold when rank 0 is the one that is silent
 
     def wrap(
@@ -224,7 +225,7 @@ class Horovod:
             wrapped = hvd.DistributedOptimizer(
                 optimizer,
                 named_parameters=[(f"hpctrain.gradient.{name}", part) for name, part in model.named_parameters()],
-                compression=InMemoryOrder(getattr(hvd.Compression, settings.compression)),
+                compression=InMemoryOrder(getattr(hvd.Compression, self._compression)),
                 backward_passes_per_step=passes,
                 op=hvd.Adasum if adasum else hvd.Sum,
                 groups=None if adasum else settings.groups,

@@ -39,7 +39,7 @@ class Guard:
         self.updated = False
         """The last step has changed the weights: neither was it left out, nor did a scaler skip it."""
         self.skipped = 0
-        """Steps of this attempt that were left out."""
+        """Steps of this attempt that changed no weight: left out by the policy, or skipped by a scaler."""
         self._policy, self._step, self._says = policy, step, rank == 0
         self._model = model
         self._buffers = list(model.buffers())
@@ -55,17 +55,18 @@ class Guard:
     def apply(self, index: int) -> bool:
         """Update the weights by the step after `index` others; False: it was left out, on all ranks.
 
+        What a scaler skips while nobody looks is not left out: its loss is reported, or a loss that is no number, at
+        which `stop` stops, would be hidden by the scaler.
+
         Raises:
-            JobError: too many were left out one after another.
+            JobError: too many were left out, or skipped, one after another.
         """
-        if index >= self._looks_until:
-            self.updated = self._step.apply()
-            return True
-        self.updated = self._step.apply(only_finite=True)
+        looks = index < self._looks_until
+        self.updated = self._step.apply(only_finite=looks)
         if self.updated:
             self._row = 0
             return True
-        if self._buffers:
+        if looks and self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)
         self.skipped += 1
         self._row += 1
@@ -76,7 +77,7 @@ class Guard:
             )
         if self._says and not scaled:
             print(f"hpctrain: step {index + 1} is left out: its gradient is infinite or no number", flush=True)
-        return False
+        return not looks
 
     def is_sound(self) -> bool:
         """Say whether all weights are numbers; the same on all ranks."""

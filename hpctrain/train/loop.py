@@ -8,36 +8,30 @@
 The step is the only state of the learning rate and of the order of samples.
 """
 
-import contextlib
-import functools
-import math
 import time
-from collections import deque
-from collections.abc import Iterator
 
 import torch
 
 from hpctrain.config.schema import Config
-from hpctrain.data.batches import Batches, Share
-from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import JobError
-from hpctrain.models.build import BUILDERS
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.schedule import is_due
 from hpctrain.train import outcome, prepare, rng
-from hpctrain.train.average import Average
-from hpctrain.train.checkpoint import Checkpoints
-from hpctrain.train.evaluate import Result, evaluate
+from hpctrain.train.evaluate import Result
+from hpctrain.train.evaluations import Evaluations
 from hpctrain.train.grace import Grace
 from hpctrain.train.guard import Guard
 from hpctrain.train.heartbeat import Heart, Phase
+from hpctrain.train.interval import Interval
+from hpctrain.train.keeper import Keeper
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
-from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
+from hpctrain.train.passes import Passes
+from hpctrain.train.prepare import Numbers, Parts
 from hpctrain.train.progress import Progress
-from hpctrain.train.state import share_buffers
+from hpctrain.train.rates import Rates
 from hpctrain.train.stop import Cause, Stop
 from hpctrain.world import World
 
@@ -85,12 +79,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
     rng.key(plan.seed, 0, comm.rank, device)
-    data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
-    objective = OBJECTIVES[data.task]
-    decay = None if config.train is None else config.train.ema
-    average = None if decay is None else Average(model, decay)
-    checkpoints = Checkpoints(run, attempt, plan, config)
-    found = prepare.resume(checkpoints, comm, model, wrapped, average, device)
+    parts = prepare.parts(config, plan, numbers, comm, device)
+    average = prepare.average(config, parts.model)
+    keeper = Keeper(run, attempt, config, plan, parts, average, comm, device)
+    found = keeper.resume()
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
         raise JobError(
@@ -98,118 +90,41 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             "ask for more: train.epochs or train.steps",
         )
     heart.begin(start)
-    grace = stop.grace = Grace(run.timing(attempt), config, model) if comm.rank == 0 else None
-    saver = prepare.saver(run, checkpoints, config, model, device, steps=total - start, ranks=comm.size, debug=debug,
-                          grace=grace)  # fmt: skip
+    grace = stop.grace = Grace(run.timing(attempt), config, parts.model) if comm.rank == 0 else None
+    report, meter, timer = _report(run, attempt, numbers, parts, comm), Meter(parts.objective.score), Timer()
+    evaluations = Evaluations(parts, average, comm, report, timer, grace, enter)
+    interval = Interval(meter, report, timer, grace, numbers.global_batch)
+    keeper.open(total - start, evaluations, timer, grace, enter, debug=debug)
     progress = Progress(run, attempt, start, comm.rank)
-    batches = Batches(
-        samples=numbers.train_samples,
-        global_batch=numbers.global_batch,
-        steps_per_epoch=numbers.steps_per_epoch,
-        accumulate=numbers.accumulate,
-        rank=comm.rank,
-        ranks=comm.size,
-        seed=plan.seed,
-        block=config.data.block if config.data is not None and config.data.shuffle == "blocks" else None,
-    )
-    guard = Guard("stop" if config.train is None else config.train.on_nan, model, wrapped, comm.rank)
-    rate = prepare.rate_of(config, numbers)
-    report = Report(
-        run.metrics(attempt) if comm.rank == 0 else None,
-        steps_per_epoch=numbers.steps_per_epoch,
-        total_steps=total,
-        score_name=objective.score_name,
-    )
+    guard = Guard("stop" if config.train is None else config.train.on_nan, parts.model, parts.step, comm.rank)
+    rates = Rates(config, numbers, parts.step.optimizer)
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
-    draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
-    shares: deque[Share] = deque()  # of steps whose batches are being made
-    coming = data.train.stream(_wanted(batches, start, total, comm, shares))
-    meter, timer = Meter(objective.score), Timer()
+    passes = Passes(config, numbers, plan.seed, parts, comm, device, meter, enter)
+    passes.begin(start)
     cause: Cause | None = None
-    result: Result | None = None
-    scored: tuple[int, float] | None = None  # after which step, and the score that tells the best checkpoint
-    done, seen, reported, lr = start, 0, 0, rate(max(start - 1, 0))
-
-    def evaluate_now() -> Result | None:
-        """Evaluate on the validation set if there is one, and on the test set at the end, or if there is none."""
-        nonlocal scored
-        timer.pause()
-        enter(Phase.COMM, done)
-        share_buffers(model, comm)
-        beat = functools.partial(enter, step=done)
-        latest = None
-        for split, part in (("validation", data.validation), ("test", data.test)):
-            if part is None or (part is data.test and data.validation is not None and done < total):
-                continue
-            with contextlib.nullcontext() if average is None else average.in_use():
-                latest = evaluate(model, part, objective, comm=comm, precision=precision, beat=beat)
-            if split == "validation" or data.validation is None:
-                scored = (done, latest.score / latest.samples)
-            report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
-                         seconds=latest.seconds)  # fmt: skip
-            if grace is not None:
-                grace.evaluated(latest.seconds)
-        enter(Phase.COMM, done)
-        timer.go_on()
-        return latest if data.validation is None or done == total else None
-
-    def save(*, evaluated: bool) -> None:
-        timer.pause()
-        states = rng.gather(comm, device)
-        if saver is not None:
-            enter(Phase.CHECKPOINT, done)
-            score = scored[1] if scored is not None and scored[0] == done else None
-            saver.save(done, model, wrapped, average, states, evaluated=evaluated, score=score,
-                       score_name=objective.score_name)  # fmt: skip
-        timer.go_on()
+    done, lr = start, rates.at(max(start - 1, 0))
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
-        result = evaluate_now()  # the attempt before was stopped between the step and its evaluation
-
+        evaluations.run(done, lr, ends=done == total)  # the attempt before was stopped before it could
     if guard.may_go_back() and found is None:  # else there would be nowhere to go back to
-        save(evaluated=True)
+        keeper.save(done, evaluated=True)
 
     while done < total:
-        index, lr = done, rate(done)
+        index, lr = done, rates.assign(done)
         guard.begin(index)
-        for group in wrapped.optimizer.param_groups:
-            group["lr"] = lr
-        for number in range(numbers.accumulate):
-            last = number == numbers.accumulate - 1
-            enter(Phase.DATA, index, number)
-            inputs, targets = next(coming)
-            share = shares[0]
-            enter(Phase.FORWARD, index, number)
-            if draws:
-                rng.key_pass(plan.seed, index, number * comm.size + comm.rank, device)
-            with precision.arithmetic():
-                outputs = wrapped.forward(inputs, last=last)
-            outputs = outputs.to(precision.dtype)
-            loss = objective.loss(outputs, targets)
-            if share.stand_in[number]:  # of a last, smaller batch: it keeps the ranks in step and weighs nothing
-                loss = loss * 0.0
-            else:
-                meter.add(outputs, targets, loss)
-            enter(Phase.BACKWARD, index, number)
-            wrapped.backward(loss / share.samples, last=last)
+        share = passes.run(index)
         applied = guard.apply(index)
         if guard.updated and average is not None:
             average.update()
-        shares.popleft()
         done = index + 1
         progress.done(done)
-        if saver is not None:
-            saver.poll()
-        if applied:
-            meter.keep()
-            seen += share.samples
-        else:
-            meter.drop()
+        keeper.poll()
+        interval.count(share, applied=applied)
         if sample_log is not None:
             audit = {"epoch": share.epoch, "step": done, "ids": share.ids()}
             sample_log.write(audit if applied else audit | {"applied": False})
         if index == start or done == total:
-            prepare.check_step(wrapped.optimizer, rate(index), share.mine, share.samples, comm, plan)
+            rates.check(index, share, comm, plan)
 
         if done >= stop.next_step and done < total:
             enter(Phase.COMM, done)
@@ -219,63 +134,31 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         saves = cause is not None or is_due(done, numbers.checkpoint_every_steps, total)
         if reports or evaluates or saves:
             enter(Phase.COMM, done)
-            loss_sum, score = comm.sum(meter.totals()).tolist()
-            if not math.isfinite(loss_sum) or (saves and not guard.is_sound()):  # not worth keeping, nor to go on with
-                if saver is not None:
-                    saver.wait()  # for what may be gone back to
-                back = None
-                if guard.may_go_back():
-                    back = prepare.restore(checkpoints, comm, model, wrapped, average, device)
-                if back is None:
-                    raise guard.error(loss_sum, done, lr)
-                guard.went_back(done, back.step)
+            if not interval.sum(comm) or (saves and not guard.is_sound()):  # not worth keeping, nor to go on with
+                back = _go_back(keeper, guard, interval.loss, done, lr)
                 if sample_log is not None:
-                    sample_log.write({"rolled_back": {"from": done, "to": back.step}})
-                done, reported, cause = back.step, seen, None
+                    sample_log.write({"rolled_back": {"from": done, "to": back}})
+                done, cause = back, None
                 stop.next_step = min(stop.next_step, done + 1)
-                meter.reset()
-                timer.lap()
-                coming.close()
-                shares.clear()
-                coming = data.train.stream(_wanted(batches, done, total, comm, shares))
+                interval.forget()
+                passes.begin(done)
                 continue
-        if reports and seen > reported:
-            count, seconds = seen - reported, timer.lap()
-            report.write("train", step=done, samples=count, score=score, loss=loss_sum / count, lr=lr,
-                         seconds=seconds, skipped=guard.skipped)  # fmt: skip
-            if grace is not None:
-                grace.stepped(seconds * numbers.global_batch / count)
-            meter.reset()
-            reported = seen
+        if reports:
+            interval.write(done, lr, guard.skipped)
         if cause is not None:
-            save(evaluated=not evaluates)
+            keeper.save(done, evaluated=not evaluates)
             break
         if evaluates:
-            result = evaluate_now()
+            evaluations.run(done, lr, ends=done == total)
         if saves:
-            save(evaluated=True)
+            keeper.save(done, evaluated=True)
 
-    coming.close()
-    if saver is not None:
-        enter(Phase.CHECKPOINT, done)
-        saver.wait()
-    if cause is None and result is None:  # the attempt before saved the last step, and no more
-        result = evaluate_now()
-    training_s = timer.seconds()
-    score = None if result is None else result.score / result.samples
-    ended = Outcome(
-        verdict="completed" if cause is None else "stopped",
-        cause=cause,
-        message="" if cause is None else f"told to stop, saved at step {done}",
-        step=done,
-        total_steps=total,
-        epoch=done / numbers.steps_per_epoch,
-        accuracy=score if objective.score_name == "accuracy" else None,
-        error=score if objective.score_name == "error" else None,
-        loss=None if result is None else result.loss,
-        samples_per_s=seen / training_s if seen else None,
-        time_s=time.perf_counter() - began,
-    )
+    passes.close()
+    keeper.finish(done)
+    if cause is None and evaluations.result is None:  # the attempt before saved the last step, and no more
+        evaluations.run(done, lr, ends=True)
+    speed = interval.seen / timer.seconds() if interval.seen else None
+    ended = _outcome(cause, done, numbers, parts, evaluations.result, speed, time.perf_counter() - began)
     report.close()
     if sample_log is not None:
         sample_log.close()
@@ -287,10 +170,50 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     return ended
 
 
-def _wanted(batches: Batches, start: int, total: int, comm: Comm, shares: "deque[Share]") -> Iterator[Wanted]:
-    """Say which batches are wanted from a step on, across epochs; their shares go to the queue for the loop."""
-    for index in range(start, total):
-        share = batches[index]
-        shares.append(share)
-        for number, ids in enumerate(share.passes):
-            yield Wanted(ids, share.epoch, index, number * comm.size + comm.rank)
+def _report(run: RunDir, attempt: int, numbers: Numbers, parts: Parts, comm: Comm) -> Report:
+    return Report(
+        run.metrics(attempt) if comm.rank == 0 else None,
+        steps_per_epoch=numbers.steps_per_epoch,
+        total_steps=numbers.total_steps,
+        score_name=parts.objective.score_name,
+    )
+
+
+def _go_back(keeper: Keeper, guard: Guard, loss: float, done: int, lr: float) -> int:
+    """Restore the newest checkpoint after the loss or a weight became no number; return its step.
+
+    Raises:
+        JobError: the run shall not, or cannot, go back.
+    """
+    keeper.wait()  # for what may be gone back to
+    back = keeper.restore() if guard.may_go_back() else None
+    if back is None:
+        raise guard.error(loss, done, lr)
+    guard.went_back(done, back.step)
+    return back.step
+
+
+def _outcome(
+    cause: Cause | None,
+    done: int,
+    numbers: Numbers,
+    parts: Parts,
+    result: Result | None,
+    speed: float | None,
+    seconds: float,
+) -> Outcome:
+    score = None if result is None else result.score / result.samples
+    name = parts.objective.score_name
+    return Outcome(
+        verdict="completed" if cause is None else "stopped",
+        cause=cause,
+        message="" if cause is None else f"told to stop, saved at step {done}",
+        step=done,
+        total_steps=numbers.total_steps,
+        epoch=done / numbers.steps_per_epoch,
+        accuracy=score if name == "accuracy" else None,
+        error=score if name == "error" else None,
+        loss=None if result is None else result.loss,
+        samples_per_s=speed,
+        time_s=seconds,
+    )

@@ -162,7 +162,7 @@ class Report:
             loss: mean over these.
             lr: used in the step just done.
             seconds: that these samples took.
-            skipped: steps of this attempt that were left out so far, whose samples do not count.
+            skipped: steps of this attempt that changed no weight so far.
         """
         if self._lines is None:
             return

@@ -1,30 +1,21 @@
-"""Everything before the first step: check what is here against the plan, build the parts, find where to go on."""
+"""Everything before the first step: check what is here against the plan, and build the parts."""
 
-import functools
 from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Dataset, Wanted
 from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
-from hpctrain.manifest import Manifest
 from hpctrain.models import build as models
 from hpctrain.plan import Plan, rate
-from hpctrain.rundir import RunDir
-from hpctrain.schedule import lr_at
-from hpctrain.train import optim, rng, space
+from hpctrain.train import optim
 from hpctrain.train.average import Average
-from hpctrain.train.checkpoint import Checkpoints
-from hpctrain.train.grace import Grace
+from hpctrain.train.objective import OBJECTIVES, Objective
 from hpctrain.train.precision import Precision
-from hpctrain.train.saver import Saver
-from hpctrain.train.snapshot import Buffers, checkpoint_bytes
 from hpctrain.world import World
 
 
@@ -53,6 +44,7 @@ class Parts(NamedTuple):
     model: nn.Module
     step: Step
     precision: Precision
+    objective: Objective
 
 
 def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
@@ -99,116 +91,13 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     with precision.arithmetic():
         _try_out(model, example, data, config.model.name)
         step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
-    return Parts(data, model, step, precision)
+    return Parts(data, model, step, precision, OBJECTIVES[data.task])
 
 
-def resume(
-    checkpoints: Checkpoints,
-    comm: Comm,
-    model: nn.Module,
-    step: Step,
-    average: Average | None,
-    device: torch.device,
-) -> Manifest | None:
-    """Shut out older attempts, then restore the newest checkpoint that verifies; None if there is none yet.
-
-    Raises:
-        CheckpointError: it does not fit the config, this attempt is outdated, or all that are there are damaged.
-    """
-    if comm.rank == 0:
-        checkpoints.fence()
-    return restore(checkpoints, comm, model, step, average, device)
-
-
-def restore(
-    checkpoints: Checkpoints,
-    comm: Comm,
-    model: nn.Module,
-    step: Step,
-    average: Average | None,
-    device: torch.device,
-) -> Manifest | None:
-    """Put the newest checkpoint that verifies into what is trained; None if there is none yet.
-
-    Rank 0 chooses, so that all go on from the same.
-
-    Raises:
-        CheckpointError: it does not fit the config, or all that are there are damaged.
-    """
-    choice = b""
-    if comm.rank == 0:
-        manifest, damaged = checkpoints.newest()
-        for message in damaged:
-            print(f"hpctrain: skipped a checkpoint: {message}", flush=True)
-        if manifest is not None:
-            choice = manifest.encode()
-    choice = comm.broadcast(choice)
-    if not choice:
-        return None
-    manifest = msgspec.json.decode(choice, type=Manifest)
-    notes = checkpoints.load(manifest, model, step, average, rank=comm.rank, device=device)
-    if comm.rank == 0:
-        print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
-        for note in notes:
-            print(f"hpctrain: {note}", flush=True)
-    return manifest
-
-
-def saver(
-    run: RunDir,
-    checkpoints: Checkpoints,
-    config: Config,
-    model: nn.Module,
-    device: torch.device,
-    *,
-    steps: int,
-    ranks: int,
-    debug: bool,
-    grace: Grace | None,
-) -> Saver | None:
-    """Return what saves, on rank 0, the one that has a `grace`; on the others None.
-
-    Raises:
-        DiskFullError: there are `steps` to do, and no room for their checkpoints.
-    """
-    if grace is None:
-        return None
-    if steps:
-        rows = {name: state.expand(ranks, -1) for name, state in rng.capture(device).items()}
-        space.check(run, config.checkpoint, checkpoint_bytes(config, model, rows))
-    return Saver(
-        checkpoints, Buffers(device), background=config.checkpoint.background and not debug, on_saved=grace.saved
-    )
-
-
-def rate_of(config: Config, numbers: Numbers) -> functools.partial[float]:
-    """Return the learning rate as a function of the step alone."""
-    if config.optim is None:
-        raise AssertionError("a config that trains has an optimizer")
-    return functools.partial(
-        lr_at,
-        peak=numbers.lr_used,
-        shape=config.optim.schedule,
-        warmup_steps=numbers.warmup_steps,
-        total_steps=numbers.total_steps,
-        decay=config.optim.decay,
-        decay_every_steps=numbers.decay_every_steps,
-    )
-
-
-def check_step(optimizer: Optimizer, lr: float, mine: int, samples: int, comm: Comm, plan: Plan) -> None:
-    """In the first and the last step: the ranks together did the planned batch at the planned rate.
-
-    Raises:
-        WorldError: they did not.
-    """
-    used = {group["lr"] for group in optimizer.param_groups}
-    ranks, taken = comm.sum(torch.tensor([1, mine])).tolist()
-    if (ranks, taken) != (plan.ranks, samples) or used != {lr}:
-        raise WorldError(
-            f"a step took {taken} samples on {ranks} ranks at the rate {sorted(used)}; planned are {samples} on "
-            f"{plan.ranks} at {lr}"
-        )
+def average(config: Config, model: nn.Module) -> Average | None:
+    """Return the moving average of the weights, where one is asked for."""
+    decay = None if config.train is None else config.train.ema
+    return None if decay is None else Average(model, decay)
 
 
 def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:

@@ -31,7 +31,7 @@ def key(seed: int, step: int, rank: int, device: torch.device) -> None:
 
 
 def key_pass(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
-    """Key the random numbers of a pass (dropout) by what it computes, not by who computes it or what came before."""
+    """Key torch's draws in a pass (dropout) by what it computes, not by who computes it or what came before."""
     text = f"hpctrain draws {seed} {step} {micro_batch}".encode()
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
     torch.default_generator.manual_seed(number)

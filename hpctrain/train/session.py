@@ -52,7 +52,7 @@ def run(
         interface=network,
         device=device,
         timeout_s=config.dist.timeout,
-        horovod=config.dist.horovod,
+        settings=config.dist,
     )
     if debug and config.data is not None:  # one thread, in which a debugger sees everything
         alone = msgspec.structs.replace(config.data, workers="0", loader="threads")

@@ -219,6 +219,35 @@ def test_adasum_can_leave_no_step_out(problems, load, good, policy):
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("dist: {strategy: horovod, compression: bf16}", "Horovod sums no bfloat16; use fp16, or strategy: ddp"),
+        (
+            "dist: {backend: mpi, launcher: mpirun, compression: fp16}",
+            "torch sums no 16-bit numbers by MPI; use none, or backend: auto",
+        ),
+        (
+            "precision: fp64\ndist: {compression: bf16}",
+            "would round what precision: fp64 computes; use none, or precision: fp32",
+        ),
+    ],
+)
+def test_compression_where_it_cannot_be(problems, good, lines, message):
+    [problem] = problems(f"{good}{lines}\n")
+    assert problem.endswith(f": dist.compression: {message}")
+
+
+def test_a_commands_gradients_are_its_own(problems):
+    [problem] = problems(f"{COMMAND}dist: {{compression: fp16}}\n")
+    assert problem == "run.yaml:3:21: dist.compression: a command sums its own gradients; remove it"
+
+
+def test_compression_has_moved_to_a_key_for_both_strategies(problems, good):
+    [problem] = problems(f"{good}dist: {{strategy: horovod, horovod: {{compression: fp16}}}}\n")
+    assert problem == "run.yaml:7:37: dist.horovod.compression: unknown key; did you mean dist.compression?"
+
+
 def test_a_step_schedule_and_nesterov_with_what_they_need(load, good):
     new = "lr: 0.1, schedule: step, momentum: 0.9, nesterov: true, warmup: 5 epochs"
     assert load(good.replace("lr: 0.1", new)).config.optim.nesterov

@@ -54,8 +54,11 @@ LENGTH = "expected a length such as '5 epochs', '1000 steps' or '10 %'"
         ("slurm: {mem: 64GB}", "7:14: slurm.mem: expected memory with its unit, such as 64G, got '64GB'"),
         ("device: gpu", "7:9: device: expected one of auto, cpu, cuda, got 'gpu'; did you mean cpu?"),
         ("device: [cpu]", "7:9: device: expected one of auto, cpu, cuda, got a list"),
-        ("precision: FP32", "7:12: precision: expected one of fp64, fp32, bf16, fp16, got 'FP32'; did you mean fp32?"),
-        ("precision: 7", "7:12: precision: expected one of fp64, fp32, bf16, fp16, got 7"),
+        (
+            "precision: FP32",
+            "7:12: precision: expected one of fp64, fp32, tf32, bf16, fp16, got 'FP32'; did you mean fp32?",
+        ),
+        ("precision: 7", "7:12: precision: expected one of fp64, fp32, tf32, bf16, fp16, got 7"),
         (
             "dist: {strategy: horovds}",
             "7:18: dist.strategy: expected one of ddp, horovod, got 'horovds'; did you mean horovod?",

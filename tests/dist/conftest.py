@@ -1,7 +1,5 @@
 """The ranks of `tests/train`, for the tests of what they talk through."""
 
-import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +17,3 @@ def ranks(tmp_path) -> Iterator[object]:
     started = Ranks(tmp_path)
     yield started
     started.end()
-
-
-@pytest.fixture
-def horovod():
-    """Skip where Horovod is not installed; fail there in CI."""
-    if importlib.util.find_spec("horovod") is None:
-        how = "Horovod is not installed: bash jobs/build-horovod.sh builds a wheel"
-        if os.environ.get("CI") == "true":
-            pytest.fail(how)
-        pytest.skip(how)

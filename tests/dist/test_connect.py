@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from hpctrain.config.schema import Horovod
+from hpctrain.config.schema import Dist
 from hpctrain.errors import WorldError
 from hpctrain.world import World
 
@@ -33,7 +33,7 @@ def connect(rank, size, *, planned=None, store=None, listen_fd=None, timeout_s=1
         interface="lo",
         device=device,
         timeout_s=timeout_s,
-        horovod=Horovod(),
+        settings=Dist(),
     )
 
 

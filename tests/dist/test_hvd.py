@@ -96,7 +96,7 @@ def test_weights_whose_channels_come_last_are_trained_as_by_ddp(ranks, some):
         found = values(ranks, "channels_last", 2, Dist(strategy="horovod", horovod=Horovod(**settings)), some=some)
         assert found == [reference] * 2
     first, second = values(
-        ranks, "channels_last", 2, Dist(strategy="horovod", horovod=Horovod(compression="fp16")), some=some
+        ranks, "channels_last", 2, Dist(strategy="horovod", compression="fp16"), some=some
     )
     assert first == second
     for mine, theirs in zip(first["weights"], reference["weights"], strict=True):
@@ -112,7 +112,7 @@ def test_settings_change_nothing_but_speed(ranks, settings):
 
 def test_fp16_compression_rounds_and_no_more(ranks):
     reference = torch.tensor(values(ranks, "steps", 2, Dist())[0])
-    first, second = values(ranks, "steps", 2, Dist(strategy="horovod", horovod=Horovod(compression="fp16")))
+    first, second = values(ranks, "steps", 2, Dist(strategy="horovod", compression="fp16"))
     assert first == second
     assert 1e-9 < (torch.tensor(first) - reference).abs().max() < 1e-3
 

@@ -27,7 +27,7 @@ except HpctrainError as error:
 HVD = """
 import torch
 from hpctrain import plan as planning
-from hpctrain.config.schema import Horovod
+from hpctrain.config.schema import Dist
 from hpctrain.dist.hvd import connect
 from hpctrain.errors import HpctrainError
 from hpctrain.world import World
@@ -35,7 +35,7 @@ world = World(rank=0, size=2, local_rank=0, local_size=2, launcher="openmpi", ho
 plan = planning.Plan(name="p", seed=0, nodes=1, ranks_per_node=2, ranks=2, device="cpu", strategy="horovod",
                      backend="mpi", launcher="mpirun", precision="fp32")
 try:
-    connect(plan, world, Horovod(), store=("", 0), listen_fd=None, device=torch.device("cpu"), timeout_s=10)
+    connect(plan, world, Dist(), store=("", 0), listen_fd=None, device=torch.device("cpu"), timeout_s=10)
 except HpctrainError as error:
     print(type(error).__name__, error)
 """

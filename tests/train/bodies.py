@@ -59,6 +59,13 @@ def _held(*given: Any) -> dict[str, Any]:
     return _train(*given)
 
 
+def _equal(*given: Any) -> dict[str, Any]:
+    """Train a net that is kept in `nets.BUILT`; say whether all ranks end with the same bits."""
+    outcome, comm = _train(*given)["outcome"], given[5]
+    weights = torch.cat([part.detach().flatten() for part in nets.BUILT[-1].parameters()]).view(torch.int32).long()
+    return {"value": {"step": outcome["step"], "equal": comm.sum(weights).equal(weights * comm.size)}}
+
+
 def _collectives(*given: Any) -> dict[str, Any]:
     comm: Comm = given[5]
     integers = torch.tensor([comm.rank + 1, 2**53 if comm.rank == 0 else 1 + (comm.rank == 2)])
@@ -283,6 +290,30 @@ def _steps(*given: Any) -> dict[str, Any]:
     return {"value": torch.cat([part.flatten() for part in model.parameters()]).tolist()}
 
 
+def _large(*given: Any) -> dict[str, Any]:
+    """One step whose gradient is 60,000, an equal part of which is each rank's."""
+    comm: Comm = given[5]
+    model, one = torch.nn.Linear(1, 1, bias=False), torch.ones(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), example=one, passes=1, scaler=None)
+    step.backward(step.forward(one, last=True).sum() * (60_000 / comm.size), last=True)
+    step.apply()
+    return {"value": model.weight.item()}
+
+
+def _small(*given: Any) -> dict[str, Any]:
+    """A step of a pass whose gradient is 2048 and a thousand passes whose gradient is 1."""
+    comm: Comm = given[5]
+    model, one = torch.nn.Linear(1, 1, bias=False), torch.ones(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    step = comm.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), example=one, passes=1001, scaler=None)
+    for number in range(1001):
+        last = number == 1000
+        step.backward(step.forward(one, last=last).sum() * (1 if number else 2048), last=last)
+    step.apply()
+    return {"value": model.weight.item()}
+
+
 def _lonely(*given: Any) -> dict[str, Any]:
     """The last rank dies in the second step."""
     comm: Comm = given[5]
@@ -298,6 +329,7 @@ def _lonely(*given: Any) -> dict[str, Any]:
 BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _train,
     "held": _held,
+    "equal": _equal,
     "collectives": _collectives,
     "clip": _clip,
     "accumulate": _accumulate,
@@ -308,6 +340,8 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "moody": _moody,
     "channels_last": _channels_last,
     "steps": _steps,
+    "large": _large,
+    "small": _small,
     "lonely": _lonely,
 }
 

@@ -49,6 +49,30 @@ def steep() -> nn.Module:
     return _Steep()
 
 
+BUILT: list[nn.Module] = []
+"""What this process trains, for tests that look at the weights of every rank."""
+
+
+class _SteepAt(nn.Module):
+    """For some rows of `tests.train.faulty:rows` the gradient overflows float16; outputs and loss are ordinary."""
+
+    def __init__(self, rows: list[int], factor: float) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 10)
+        self.rows, self.factor = torch.tensor(rows), factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        steep = torch.isin((inputs[:, :1] * 600).round().long(), self.rows) & self.training
+        logits: Tensor = self.body(inputs)
+        return logits + torch.where(steep, self.factor, 0.0) * (logits.float() - logits.detach().float())
+
+
+def steep_at(rows: list[int], factor: float = 1e7) -> nn.Module:
+    """Return a net that overflows on the rank that has one of these rows."""
+    BUILT.append(_SteepAt(rows, factor))
+    return BUILT[-1]
+
+
 class _Averaging(nn.Module):
     """Running averages, a parameter without gradient, and a mean that an empty batch would turn into NaN."""
 

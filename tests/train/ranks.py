@@ -228,7 +228,7 @@ def _rank(
             interface="lo",
             device=device,
             timeout_s=options.get("timeout_s", 30),
-            horovod=config.dist.horovod,
+            settings=config.dist,
         )
         report = bodies.find(body)(run, attempt, config, plan, world, comm, device, stop, options)
         comm.close()
