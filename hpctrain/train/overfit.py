@@ -28,10 +28,10 @@ def overfit(task: Overfit, trial: Trial) -> dict[str, Any]:
     """
     count, says = task.batches, trial.comm.rank == 0
     refuse_too_many(count, trial.numbers.steps_per_epoch)
-    off = without_dropout(trial.model)
+    off = without_dropout(trial.parts.model)
     if off and says:
         print(f"hpctrain: dropout is off in {off} layers, for by heart means by heart", file=sys.stderr, flush=True)
-    peak, numbers = trial.numbers.lr_used, trial.data.task == "number"
+    peak, numbers = trial.numbers.lr_used, trial.parts.data.task == "number"
     name = "R^2" if numbers else "accuracy"
     sweeps: list[tuple[float, float]] = []  # mean loss, and what was learned
     sweep: list[Tried] = []

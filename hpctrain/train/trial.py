@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from hpctrain.config.schema import Config
-from hpctrain.data.batches import Batches, Share
 from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import UsageError
 from hpctrain.plan import Plan
 from hpctrain.train import prepare, rng
 from hpctrain.train.heartbeat import Heart, Phase
-from hpctrain.train.objective import OBJECTIVES
+from hpctrain.train.metrics import Meter
+from hpctrain.train.passes import Passes
 from hpctrain.world import World
 
 
@@ -54,21 +54,11 @@ class Trial:
     def __init__(
         self, config: Config, plan: Plan, world: World, comm: Comm, device: torch.device, heart: Heart | None
     ) -> None:
-        self.comm, self._heart = comm, heart or Heart()
+        self.comm, self._config, self._seed, self._device = comm, config, plan.seed, device
+        self._heart = heart or Heart()
         self.numbers = prepare.planned(config, plan, world, comm)
         rng.key(plan.seed, 0, comm.rank, device)
-        self.data, self.model, self.wrapped, self._precision = prepare.parts(config, plan, self.numbers, comm, device)
-        self.objective = OBJECTIVES[self.data.task]
-        self._seed, self._device = plan.seed, device
-        self._batches = Batches(
-            samples=self.numbers.train_samples,
-            global_batch=self.numbers.global_batch,
-            steps_per_epoch=self.numbers.steps_per_epoch,
-            accumulate=self.numbers.accumulate,
-            rank=comm.rank,
-            ranks=comm.size,
-            seed=plan.seed,
-        )
+        self.parts = prepare.parts(config, plan, self.numbers, comm, device)
         self._heart.begin(0)
 
     def steps(self, shown: Sequence[int], rate: Callable[[int], float]) -> Generator[Tried, None, None]:
@@ -80,53 +70,67 @@ class Trial:
             shown: for each step the number of the batch that it learns from, in the order of the run.
             rate: learning rate by the step, from 0.
         """
-        coming = self.data.train.stream(self._wanted(shown))
-        try:
-            for index, number in enumerate(shown):
-                yield self._step(index, self._batches[number], rate(index), coming)
-        finally:
-            coming.close()
-
-    def _wanted(self, shown: Sequence[int]) -> Iterator[Wanted]:
-        for index, number in enumerate(shown):
-            share = self._batches[number]
-            for turn, ids in enumerate(share.passes):
-                yield Wanted(ids, share.epoch, index, turn * self.comm.size + self.comm.rank)
-
-    def _step(self, index: int, share: Share, lr: float, coming: Iterator[tuple[Tensor, Tensor]]) -> Tried:
-        enter, step = self._heart.enter, self.wrapped
-        for group in step.optimizer.param_groups:
-            group["lr"] = lr
-        sums = torch.zeros(5, dtype=torch.float64)
-        for turn, empty in enumerate(share.stand_in):
-            last = turn == len(share.passes) - 1
-            enter(Phase.DATA, index, turn)
-            inputs, targets = next(coming)
-            enter(Phase.FORWARD, index, turn)
-            rng.key_pass(self._seed, index, turn * self.comm.size + self.comm.rank, self._device)
-            with self._precision.arithmetic():
-                outputs = step.forward(inputs, last=last)
-            outputs = outputs.to(self._precision.dtype)
-            loss = self.objective.loss(outputs, targets)
-            if empty:
-                loss = loss * 0.0
-            else:
-                sums += self._counted(outputs.detach(), targets, loss.detach())
-            enter(Phase.BACKWARD, index, turn)
-            step.backward(loss / share.samples, last=last)
-        step.apply()
-        enter(Phase.COMM, index + 1)
-        loss_sum, score, total, squares, errors = self.comm.sum(sums).tolist()
-        return Tried(
-            index + 1, lr, loss_sum / share.samples, score / share.samples, share.samples, (total, squares), errors
+        meter, step = _Meter(self.parts.objective.score, numbers=self.parts.data.task == "number"), self.parts.step
+        passes = _Shown(
+            self._config, self.numbers, self._seed, self.parts, self.comm, self._device, meter, self._heart.enter
         )
+        passes.show(shown)
+        try:
+            for index in range(len(shown)):
+                lr = rate(index)
+                for group in step.optimizer.param_groups:
+                    group["lr"] = lr
+                share = passes.run(index)
+                step.apply()
+                self._heart.enter(Phase.COMM, index + 1)
+                meter.keep()
+                loss, score, total, squares, errors = self.comm.sum(meter.totals()).tolist()
+                meter.reset()
+                count = share.samples
+                yield Tried(index + 1, lr, loss / count, score / count, count, (total, squares), errors)
+        finally:
+            passes.close()
 
-    def _counted(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-        found = [float(loss.item()), float(self.objective.score(outputs, targets)), 0.0, 0.0, 0.0]
-        if self.data.task == "number":
-            wanted, given = targets.double(), outputs.double().reshape(targets.shape)
-            found[2:] = [wanted.sum().item(), wanted.square().sum().item(), (given - wanted).square().sum().item()]
-        return torch.tensor(found, dtype=torch.float64)
+
+class _Shown(Passes):
+    """Passes over chosen batches, in the place of one batch after the other."""
+
+    def show(self, shown: Sequence[int]) -> None:
+        """Let these batches of the run come."""
+        self._shown = shown
+        self.begin(0)
+
+    def _wanted(self, start: int) -> Iterator[Wanted]:
+        for index in range(start, len(self._shown)):
+            share = self._batches[self._shown[index]]
+            self._shares.append(share)
+            for number, ids in enumerate(share.passes):
+                yield Wanted(ids, share.epoch, index, number * self._ranks + self._rank)
+
+
+class _Meter(Meter):
+    """Counts besides how numbers vary, and how far they were missed."""
+
+    def __init__(self, score: Callable[[Tensor, Tensor], float], *, numbers: bool) -> None:
+        super().__init__(score)
+        self._numbers, self._more = numbers, torch.zeros(3, dtype=torch.float64)
+
+    def add(self, outputs: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
+        """Take a pass."""
+        super().add(outputs, targets, loss_sum)
+        if self._numbers:
+            wanted, given = targets.double().flatten(), outputs.detach().double().flatten()
+            sums = torch.stack([wanted.sum(), wanted.square().sum(), (given - wanted).square().sum()])
+            self._more += sums.cpu()
+
+    def totals(self) -> Tensor:
+        """Return sums of losses and scores, of targets and of their squares, and of squared errors, float64 `(5,)`."""
+        return torch.cat([super().totals(), self._more])
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        self._more.zero_()
 
 
 def refuse_too_many(batches: int, per_epoch: int) -> None:
