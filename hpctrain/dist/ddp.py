@@ -9,6 +9,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hpctrain.dist.comm import Outputs
 from hpctrain.dist.single import SingleStep, discard
 
 _REHEARSALS = 2
@@ -31,12 +32,12 @@ class DdpStep(SingleStep):
         # but always in the same way.
         self._ranks = {dtype: torch.tensor(ranks, dtype=dtype, device=device) for dtype in _FLOATS}
 
-    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+    def forward(self, images: Tensor, *, last: bool) -> Outputs:
         """Run the model; before the last pass DDP is told to keep still, which it reads here, not in backward."""
         if last:
-            return self._ddp(images)  # type: ignore[no-any-return]
+            return self._ddp(images)
         with self._ddp.no_sync():
-            return self._ddp(images)  # type: ignore[no-any-return]
+            return self._ddp(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient; the last pass sums buckets over the ranks while it still computes others."""

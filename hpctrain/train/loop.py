@@ -23,11 +23,11 @@ from hpctrain.data.batches import Batches, Share
 from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import JobError
-from hpctrain.models.build import BUILDERS
+from hpctrain.models.build import draws as model_draws
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.schedule import is_due
-from hpctrain.train import outcome, prepare, rng
+from hpctrain.train import outcome, prepare, rng, weights
 from hpctrain.train.average import Average
 from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluate import Result, evaluate
@@ -35,7 +35,6 @@ from hpctrain.train.grace import Grace
 from hpctrain.train.guard import Guard
 from hpctrain.train.heartbeat import Heart, Phase
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
-from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.outcome import Outcome
 from hpctrain.train.progress import Progress
 from hpctrain.train.state import share_buffers
@@ -86,12 +85,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         torch.autograd.set_detect_anomaly(True)
     numbers = prepare.planned(config, plan, world, comm)
     rng.key(plan.seed, 0, comm.rank, device)
-    data, model, wrapped, precision = prepare.parts(config, plan, numbers, comm, device)
-    objective = OBJECTIVES[data.task]
+    data, model, wrapped, precision, objective = prepare.parts(config, plan, numbers, comm, device)
     decay = None if config.train is None else config.train.ema
     average = None if decay is None else Average(model, decay)
     checkpoints = Checkpoints(run, attempt, plan, config)
     found = prepare.resume(checkpoints, comm, model, wrapped, average, device)
+    if found is None and config.model is not None:
+        weights.start(config.model, plan, model, average)
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
         raise JobError(
@@ -122,7 +122,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         score_name=objective.score_name,
     )
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
-    draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
+    draws = config.model is not None and model_draws(model, config.model.name)
     shares: deque[Share] = deque()  # of steps whose batches are being made
     coming = data.train.stream(_wanted(batches, start, total, comm, shares))
     meter, timer = Meter(objective.score), Timer()
@@ -147,7 +147,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             if split == "validation" or data.validation is None:
                 scored = (done, latest.score / latest.samples)
             report.write(split, step=done, samples=latest.samples, score=latest.score, loss=latest.loss, lr=lr,
-                         seconds=latest.seconds)  # fmt: skip
+                         seconds=latest.seconds, metrics=latest.metrics)  # fmt: skip
             if grace is not None:
                 grace.evaluated(latest.seconds)
         enter(Phase.COMM, done)
@@ -185,12 +185,12 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 _seed_draws(plan.seed, index, number * comm.size + comm.rank, device)
             with precision.arithmetic():
                 outputs = wrapped.forward(inputs, last=last)
-            outputs = outputs.to(precision.dtype)
-            loss = objective.loss(outputs, targets)
+            heads = objective.heads(outputs, precision.dtype)
+            loss = objective.total(heads, targets)
             if share.stand_in[number]:  # of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
-                meter.add(outputs, targets, loss)
+                meter.add(heads[0], targets, loss)
             enter(Phase.BACKWARD, index, number)
             wrapped.backward(loss / share.samples, last=last)
         applied = guard.apply(index)
@@ -274,6 +274,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         accuracy=score if objective.score_name == "accuracy" else None,
         error=score if objective.score_name == "error" else None,
         loss=None if result is None else result.loss,
+        metrics={} if result is None else result.metrics,
         samples_per_s=seen / training_s if seen else None,
         time_s=time.perf_counter() - began,
     )
