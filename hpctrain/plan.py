@@ -53,6 +53,13 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """Of what was counted; ranks that find something else do not train."""
 
 
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of weights to start from, as it is now."""
+
+    path: str
+    sha256: str
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What will run. `None` where a `command` decides for itself, or samples are not counted yet."""
 
@@ -84,6 +91,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     eval_every_steps: int | None = None
     checkpoint_every_steps: int | None = None
     log_every_steps: int | None = None
+    weights_path: str | None = None
+    weights_sha256: str | None = None
 
 
 def layout_on_slurm(loaded: Loaded) -> Layout:
@@ -117,8 +126,14 @@ def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
     return Layout(nodes=1, ranks_per_node=ranks, launcher="mpirun" if by_mpi else "local")
 
 
-def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
+def make(loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | None = None) -> Plan:
     """Work out the plan.
+
+    Args:
+        loaded: the config.
+        layout: of the ranks.
+        samples: what is known of the dataset.
+        weights: what `model.weights` names.
 
     Raises:
         ConfigError: the numbers do not fit, such as a global batch that the ranks do not divide.
@@ -158,6 +173,8 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
         backend=backend,
         launcher=layout.launcher,
         precision=config.precision,
+        weights_path=None if weights is None else weights.path,
+        weights_sha256=None if weights is None else weights.sha256,
     )
     if config.dist.horovod.op == "adasum" and base.ranks & (base.ranks - 1):
         problems.append(loaded.problem("dist.horovod.op", _no_power_of_two(base.ranks)))

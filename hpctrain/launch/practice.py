@@ -110,11 +110,12 @@ def evaluate(run: RunDir, *, split: Split, ckpt: str, ranks: int | None, overrid
 
 def _for_evaluation(config: Config) -> Config:
     """Leave out of a config what is of training alone, so that any number of ranks may evaluate."""
-    if config.data is None or config.optim is None:
+    if config.data is None or config.model is None:
         raise UsageError("this run is of a command; only hpctrain's own training can be evaluated")
     return msgspec.structs.replace(
         config,
         data=msgspec.structs.replace(config.data, augment=Augment(crop="none")),
+        model=msgspec.structs.replace(config.model, weights=None, weights_skip=(), freeze=()),
         batch=Batch(per_rank=1),
         train=Train(steps=1),
         dist=msgspec.structs.replace(config.dist, ranks=None),

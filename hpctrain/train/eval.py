@@ -15,10 +15,10 @@ from hpctrain.models import build as models
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.task import Evaluate
+from hpctrain.train import objective as objectives
 from hpctrain.train import state
 from hpctrain.train.evaluate import evaluate
 from hpctrain.train.heartbeat import Heart
-from hpctrain.train.objective import OBJECTIVES
 from hpctrain.train.precision import Precision
 
 
@@ -41,10 +41,10 @@ def evaluate_checkpoint(
     part = {"train": data.train, "validation": data.validation, "test": data.test}[task.split]
     if part is None:
         raise UsageError("this run has no validation set", "--split train, or --split test")
-    model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
+    objective = objectives.build(config, data)
+    model = models.build(config.model, shape=data.shape, outputs=objective.outputs, seed=plan.seed)
     model = model.to(device, precision.dtype)
     state.load_model(model, manifests.content(path / name, manifest.files[name]), str(path / name))
-    objective = OBJECTIVES[data.task]
     heart = heart or Heart()
     heart.begin(task.step)
     found = evaluate(
@@ -58,4 +58,5 @@ def evaluate_checkpoint(
         "samples": found.samples,
         objective.score_name: found.score / found.samples,
         "loss": found.loss,
+        **found.metrics,
     }

@@ -12,7 +12,7 @@ from hpctrain.data.dataset import Wanted
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import UsageError
 from hpctrain.plan import Plan
-from hpctrain.train import prepare, rng
+from hpctrain.train import prepare, rng, weights
 from hpctrain.train.heartbeat import Heart, Phase
 from hpctrain.train.metrics import Meter
 from hpctrain.train.passes import Passes
@@ -59,6 +59,8 @@ class Trial:
         self.numbers = prepare.planned(config, plan, world, comm)
         rng.key(plan.seed, 0, comm.rank, device)
         self.parts = prepare.parts(config, plan, self.numbers, comm, device)
+        if config.model is not None:
+            weights.start(config.model, plan, self.parts.model, None)
         self._heart.begin(0)
 
     def steps(self, shown: Sequence[int], rate: Callable[[int], float]) -> Generator[Tried, None, None]:
