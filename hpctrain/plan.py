@@ -286,6 +286,9 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         lr_asked=optim.lr,
     )
     base = msgspec.structs.replace(base, lr_used=rate(base, config))
+    if config.log.noise_scale and passes == 1:
+        hint = "one pass of one rank has no smaller batch to compare with; use batch.accumulate=2, or more ranks"
+        problems.append(loaded.problem("log.noise_scale", hint))
     if samples.train is None:
         return base
     steps_per_epoch = samples.train // global_batch if batch.tail == "drop" else -(-samples.train // global_batch)

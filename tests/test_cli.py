@@ -19,11 +19,14 @@ ckpt list RUN --json
 ckpt verify RUN [STEP] --json
 doctor --json
 eject CONFIG [key=value]...
+eval RUN [key=value]... --ckpt --ranks --split
+find-batch CONFIG [key=value]... --ranks
+find-lr CONFIG [key=value]... --from --picture --ranks --steps --to
 list --json
 logs RUN --attempt --follow --rank
 pack [SRC] [OUT] --on-error --quality --resize --seed --shard-mb --verify --workers
 resume RUN [key=value]... --code --dry-run --follow --scheduler
-run CONFIG [key=value]... --debug --ranks
+run CONFIG [key=value]... --debug --overfit --overfit-steps --ranks
 sandbox down
 sandbox node VERB NAME
 sandbox run -- CMD [ARG]... --accounting --cpus-per-node --gpus-per-node --network --nodes --partition
@@ -55,7 +58,7 @@ train.epochs train.steps train.eval_every train.ema train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed
-log.every log.samples
+log.every log.samples log.noise_scale
 """
 
 

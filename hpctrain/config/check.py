@@ -136,6 +136,8 @@ def _compression(config: Config) -> Found:
 def _adasum(config: Config) -> Found:
     if config.dist.horovod.op != "adasum":
         return
+    if config.log.noise_scale:
+        yield "log.noise_scale", "adasum makes no mean gradient of the whole batch; remove it, or use op: average"
     if config.dist.backend == "gloo":
         yield "dist.horovod.op", "adasum needs MPI; use backend: mpi with launcher: mpirun or srun"
     if config.train is not None and config.train.on_nan != "stop":

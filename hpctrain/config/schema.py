@@ -102,6 +102,9 @@ class Log(Struct, frozen=True, kw_only=True):
     """Length between two lines of metrics.jsonl."""
     samples: bool = False
     """Write which samples each rank saw in each step (attempts/N/samples)."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale (McCandlish et al. 2018, appendix A.1), a number of samples: a batch far beyond
+    it is of little use. Needs two passes per step or two ranks; a step costs some percent more."""
 
 
 class Config(Struct, frozen=True, kw_only=True):

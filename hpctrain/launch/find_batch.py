@@ -47,26 +47,31 @@ def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
         return bool(ended.result)
 
     most = max(plan.train_samples // plan.ranks, 1)
-    largest = search(fits, most)
+    largest = search(fits, most, first=plan.batch_per_rank or 1)
     if not largest:
         given = "the GPU's memory" if memory is None else f"{memory / 2**20:,.0f} MiB"
         raise UsageError(f"not even one sample per rank fits into {given}", "use a smaller model, or more memory")
     return proposal(plan, largest, whole=largest == most) | {"taken": taken[largest], "memory": memory}
 
 
-def search(fits: Callable[[int], bool], most: int) -> int:
+def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
     """Return the largest number up to `most` that fits, to a sixteenth; 0 if not even 1 does.
 
     Args:
         fits: is asked for each number once; what is larger than one that does not fit does not fit.
         most: there is no use for more.
+        first: is tried first.
     """
-    low, high = 0, 1
-    while fits(high):
-        low = high
-        if low == most:
-            return low
-        high = min(2 * high, most)
+    low, high = 0, min(first, most)
+    while not fits(high):  # downwards
+        if high == 1:
+            return 0
+        high //= 2
+    low, high = high, min(2 * high, most)
+    while low < most and fits(high):
+        low, high = high, min(2 * high, most)
+    if low == most:
+        return low
     while high - low > max(low // _FINE, 1):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
