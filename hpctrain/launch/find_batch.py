@@ -62,16 +62,16 @@ def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
         most: there is no use for more.
         first: is tried first.
     """
-    low, high = 0, min(first, most)
-    while not fits(high):  # downwards
-        if high == 1:
+    low, high = min(first, most), most + 1
+    while not fits(low):
+        if low == 1:
             return 0
-        high //= 2
-    low, high = high, min(2 * high, most)
-    while low < most and fits(high):
-        low, high = high, min(2 * high, most)
-    if low == most:
-        return low
+        low, high = low // 2, low
+    while low < most and 2 * low < high:  # nothing larger has failed yet, or it is the double
+        if not fits(middle := min(2 * low, most)):
+            high = middle
+            break
+        low = middle
     while high - low > max(low // _FINE, 1):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
