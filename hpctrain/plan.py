@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from hpctrain import schedule
+from hpctrain import norms, schedule
 from hpctrain.config.duration import Duration
 from hpctrain.config.load import Loaded
 from hpctrain.config.scalars import LARGEST
@@ -269,6 +269,10 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         lr_asked=optim.lr,
     )
     base = msgspec.structs.replace(base, lr_used=rate(base, config))
+    if config.model is not None and norms.has_any(config.model):
+        too_few = norms.problem(config, samples=samples.train, global_batch=global_batch, ranks=base.ranks,
+                                accumulate=batch.accumulate)  # fmt: skip
+        problems += [] if too_few is None else [loaded.problem(*too_few)]
     if samples.train is None:
         return base
     steps_per_epoch = samples.train // global_batch if batch.tail == "drop" else -(-samples.train // global_batch)

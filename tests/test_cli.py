@@ -46,11 +46,11 @@ data.dataset data.path data.samples data.split.test data.split.validation data.s
 data.workers data.loader data.on_error data.stage data.args
 data.augment.crop data.augment.scale data.augment.ratio data.augment.padding data.augment.flip data.augment.jitter
 data.augment.cutout data.augment.mixup data.augment.cutmix data.augment.label_smoothing
-model.name model.args
+model.name model.args model.batch_norm model.ghost_batch
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
 optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every train.ema train.on_nan
+train.epochs train.steps train.eval_every train.ema train.channels_last train.compile train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed

@@ -20,7 +20,7 @@ Found = Iterator[tuple[str, str]]
 
 def check(config: Config) -> list[tuple[str, str]]:
     """Return what is wrong between the fields: the dotted key to blame, and a message."""
-    sections = (_what, _batch, _optim, _data, _slurm, _env, _dist)
+    sections = (_what, _batch, _optim, _model, _data, _slurm, _env, _dist)
     return [found for section in sections for found in section(config)]
 
 
@@ -64,6 +64,12 @@ def _optim(config: Config) -> Found:
         yield "optim.nesterov", "needs momentum greater than 0, such as momentum: 0.9"
     if optim.schedule == "step" and not optim.decay_every.count:
         yield "optim.decay_every", "must be longer than 0 with schedule: step"
+
+
+def _model(config: Config) -> Found:
+    model = config.model
+    if model is not None and model.ghost_batch is not None and model.batch_norm != "ghost":
+        yield "model.ghost_batch", f"nothing reads this with batch_norm: {model.batch_norm}; remove it, or use ghost"
 
 
 def _data(config: Config) -> Found:

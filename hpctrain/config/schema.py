@@ -52,6 +52,12 @@ class Train(Struct, frozen=True, kw_only=True):
     evaluated, on both."""
     ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; where given, that is what is evaluated."""
+    channels_last: bool | None = None
+    """The channels of images and of convolutions lie next to each other in memory, in any model: mostly faster, on GPUs
+    and on CPUs. If absent the model decides; cnn and the residual networks do it."""
+    compile: bool = False
+    """Let torch.compile turn the model into fewer kernels for training, which takes a compiler and a minute at the
+    start of each attempt; evaluation stays as it is."""
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """Where the loss or the gradient is infinite or no number. stop: end the run as failed. skip: leave such a step
     out, which is looked for in every step; more than ten in a row end the run. rollback: go back to the newest

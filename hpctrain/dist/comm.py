@@ -66,6 +66,14 @@ class Comm(Protocol):
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a CPU tensor over all ranks, of the same dtype, on the CPU."""
 
+    def gather(self, values: Tensor, name: str) -> Tensor:
+        """Return the tensors of all ranks, equal in shape and dtype: `(ranks, ...)`, in their order, on their device.
+
+        Args:
+            values: of this rank.
+            name: of the exchange, alike on all ranks; others may be under way at the same time.
+        """
+
     def any(self, flag: bool) -> bool:
         """Say whether any rank's flag is set."""
 

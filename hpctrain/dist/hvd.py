@@ -243,6 +243,12 @@ class Horovod:
             summed: Tensor = self._hvd.allreduce(flat, op=self._hvd.Sum, name=kind)
         return summed.reshape(values.shape)
 
+    def gather(self, values: Tensor, name: str) -> Tensor:
+        """Gather from the ranks, on the device of the values."""
+        with self.patience.waiting():
+            rows: Tensor = self._hvd.allgather(values.detach()[None].contiguous(), name=f"hpctrain.gather.{name}")
+        return rows
+
     def any(self, flag: bool) -> bool:
         """Say whether any rank's flag is set."""
         return bool(self.sum(torch.tensor([int(flag)])).item())

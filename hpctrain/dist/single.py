@@ -73,6 +73,10 @@ class Single:
         """Return a copy."""
         return values.clone()
 
+    def gather(self, values: Tensor, name: str) -> Tensor:  # noqa: ARG002
+        """Return the one."""
+        return values[None]
+
     def any(self, flag: bool) -> bool:
         """Return the flag."""
         return flag

@@ -11,8 +11,10 @@ from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
+from hpctrain.models.batch_norm import Attendance
 from hpctrain.plan import Plan, rate
 from hpctrain.train import optim
+from hpctrain.train.adapt import adapt
 from hpctrain.train.average import Average
 from hpctrain.train.objective import OBJECTIVES, Objective
 from hpctrain.train.precision import Precision
@@ -45,6 +47,7 @@ class Parts(NamedTuple):
     step: Step
     precision: Precision
     objective: Objective
+    attendance: Attendance
 
 
 def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
@@ -84,14 +87,17 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     for note in data.notes if comm.rank == 0 else ():
         print(f"hpctrain: {note}", flush=True)
     model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
-    model = model.to(device, precision.dtype)
+    adapted = adapt(model.to(device, precision.dtype), config, plan, comm)
+    model = adapted.model
     scaler = precision.scaler()
     optimizer = optim.build(config.optim, model.parameters(), scaled=scaler is not None)
     example, _ = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
     with precision.arithmetic():
         _try_out(model, example, data, config.model.name)
-        step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
-    return Parts(data, model, step, precision, OBJECTIVES[data.task])
+        trained = adapted.trained(model)
+        with adapted.settling():
+            step = comm.wrap(trained, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
+    return Parts(data, model, step, precision, OBJECTIVES[data.task], adapted.attendance)
 
 
 def average(config: Config, model: nn.Module) -> Average | None:

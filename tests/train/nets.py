@@ -91,6 +91,15 @@ def averaging() -> nn.Module:
     return _Averaging()
 
 
+def normed_images(channels_last: bool = False) -> nn.Module:
+    """Return a net of digits with batch norm over images and over rows."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16, momentum=None), nn.Tanh(), nn.Linear(16, 10),
+    )  # fmt: skip
+    return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+
+
 def exploding() -> nn.Module:
     """Return a net whose loss overflows within a few steps."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 10))
