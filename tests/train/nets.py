@@ -95,9 +95,11 @@ def normed_images(channels_last: bool = False) -> nn.Module:
     """Return a net of digits with batch norm over images and over rows."""
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16, momentum=None), nn.Tanh(), nn.Linear(16, 10),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10),
     )  # fmt: skip
-    return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+    BUILT.append(net.to(memory_format=torch.channels_last) if channels_last else net)  # type: ignore[call-overload]
+    return BUILT[-1]
 
 
 def exploding() -> nn.Module:
