@@ -17,7 +17,8 @@ class Problem(NamedTuple):
 
 def has_any(model: Model) -> bool:
     """Say whether a model that comes along has batch norms; of the user's own nobody knows before it is built."""
-    return model.name.startswith("resnet")
+    norms = model.args.get("batch_norm", False) or model.args.get("norm", "none") != "none"
+    return ":" not in model.name and (model.name.startswith("resnet") or norms)
 
 
 def problem(config: Config, *, samples: int | None, global_batch: int, ranks: int, accumulate: int) -> Problem | None:

@@ -13,10 +13,10 @@ from hpctrain.config.optim import Optim, asked
 from hpctrain.config.scalars import LARGEST
 from hpctrain.config.schema import Config
 from hpctrain.errors import ConfigError, UsageError
-from hpctrain.planned import Launcher, Layout, Plan, Samples, curve, settings
+from hpctrain.planned import Launcher, Layout, Plan, Samples, Weights, curve, settings
 
 __all__ = [
-    "Launcher", "Layout", "Plan", "Samples", "accumulation", "curve", "layout_here", "layout_on_slurm", "make",
+    "Launcher", "Layout", "Plan", "Samples", "Weights", "accumulation", "curve", "layout_here", "layout_on_slurm", "make",
     "settings",
 ]  # fmt: skip
 
@@ -67,8 +67,14 @@ def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
     return Layout(nodes=1, ranks_per_node=ranks, launcher="mpirun" if by_mpi else "local")
 
 
-def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
+def make(loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | None = None) -> Plan:
     """Work out the plan.
+
+    Args:
+        loaded: the config.
+        layout: of the ranks.
+        samples: what is known of the dataset.
+        weights: what `model.weights` names.
 
     Raises:
         ConfigError: the numbers do not fit, such as a global batch that the ranks do not divide.
@@ -108,6 +114,8 @@ def make(loaded: Loaded, layout: Layout, samples: Samples) -> Plan:
         backend=backend,
         launcher=layout.launcher,
         precision=config.precision,
+        weights_path=None if weights is None else weights.path,
+        weights_sha256=None if weights is None else weights.sha256,
     )
     if config.dist.horovod.op == "adasum" and base.ranks & (base.ranks - 1):
         problems.append(loaded.problem("dist.horovod.op", _no_power_of_two(base.ranks)))

@@ -36,6 +36,13 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """Of what was counted; ranks that find something else do not train."""
 
 
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of weights to start from, as it is now."""
+
+    path: str
+    sha256: str
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What will run. `None` where a `command` decides for itself, or samples are not counted yet."""
 
@@ -74,6 +81,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     eval_every_steps: int | None = None
     checkpoint_every_steps: int | None = None
     log_every_steps: int | None = None
+    weights_path: str | None = None
+    weights_sha256: str | None = None
 
 
 def settings(plan: Plan, config: Config) -> Settings:

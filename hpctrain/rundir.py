@@ -37,6 +37,7 @@ class RunDir:
         self.stage = path / "stage"
         self.attempts = path / "attempts"
         self.owners = path / "owners"
+        self.task = path / "task.json"
         self._made: tuple[Path, ...] = ()
 
     @classmethod
@@ -147,6 +148,10 @@ class RunDir:
     def outcome(self, number: int) -> Path:
         """How an attempt ended."""
         return self.attempt(number) / "outcome.json"
+
+    def result(self, number: int) -> Path:
+        """What came out of a task, see `hpctrain.task`."""
+        return self.attempt(number) / "result.json"
 
     def verdict(self, number: int) -> Path:
         """What follows from the end of an attempt: once more, or not, and why."""

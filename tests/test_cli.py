@@ -46,7 +46,8 @@ data.dataset data.path data.samples data.split.test data.split.validation data.s
 data.workers data.loader data.on_error data.stage data.args
 data.augment.crop data.augment.scale data.augment.ratio data.augment.padding data.augment.flip data.augment.jitter
 data.augment.cutout data.augment.mixup data.augment.cutmix data.augment.label_smoothing
-model.name model.args model.batch_norm model.ghost_batch
+model.name model.args model.weights model.weights_skip model.freeze model.batch_norm model.ghost_batch
+loss metrics
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
 optim.milestones optim.decay_over optim.floor optim.power optim.rise optim.start optim.legs optim.cycle_momentum
@@ -96,8 +97,21 @@ def test_config_keys():
     assert sorted(keys_of(Config)) == sorted(KEYS.split())
     assert sorted(keys_of(Container)) == ["image", "mounts", "runtime"]
     assert [sorted(keys_of(kind)) for kind in (MlpArgs, CnnArgs, SyntheticArgs)] == [
-        ["activation", "hidden"],
-        ["channels", "hidden"],
+        ["activation", "batch_norm", "dropout", "dropout_input", "hidden", "init", "init_value"],
+        [
+            "activation",
+            "channels",
+            "dense",
+            "dropout",
+            "dropout_blocks",
+            "hidden",
+            "init",
+            "init_value",
+            "kernel",
+            "norm",
+            "norm_blocks",
+            "pool",
+        ],
         ["classes", "shape"],
     ]
 

@@ -16,6 +16,7 @@ from hpctrain.errors import HpctrainError
 _HOMES = {
     **dict.fromkeys(("check", "submit", "run", "resume", "eject"), "hpctrain.cli.starting"),
     **dict.fromkeys(("status", "why", "list", "logs", "cancel", "doctor"), "hpctrain.cli.looking"),
+    **dict.fromkeys(("eval", "find-batch", "find-lr"), "hpctrain.cli.practice"),
     "pack": "hpctrain.cli.packing",
     "ckpt": "hpctrain.cli.ckpt",
     "sandbox": "hpctrain.sandbox.commands",
@@ -30,7 +31,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _HOMES:
             return None
-        command: click.Command = getattr(importlib.import_module(_HOMES[cmd_name]), cmd_name)
+        command: click.Command = getattr(importlib.import_module(_HOMES[cmd_name]), cmd_name.replace("-", "_"))
         return command
 
 

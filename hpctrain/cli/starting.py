@@ -82,10 +82,30 @@ def submit(
 @click.option(
     "--debug", is_flag=True, help="One process on this terminal: deterministic, anomaly detection, pdb on an error."
 )
-def run(config: Path, overrides: tuple[str, ...], ranks: int | None, debug: bool) -> None:
+@click.option("--overfit", type=click.IntRange(min=1), metavar="N",
+              help="Learn N batches by heart, as a test of the wiring; nothing is kept.")  # fmt: skip
+@click.option("--overfit-steps", type=click.IntRange(min=1), metavar="STEPS", help="At most; default 100 x N, or 300.")
+def run(
+    config: Path,
+    overrides: tuple[str, ...],
+    ranks: int | None,
+    debug: bool,
+    overfit: int | None,
+    overfit_steps: int | None,
+) -> None:
     """Run CONFIG here, in the foreground."""
     if debug and ranks not in {None, 1}:
         raise UsageError(f"--debug runs one process, not {ranks}", "leave --ranks out")
+    if overfit_steps is not None and overfit is None:
+        raise UsageError("--overfit-steps is for --overfit", "give --overfit N as well")
+    if overfit is not None:
+        if debug:
+            raise UsageError("--debug and --overfit exclude each other", "leave one of them out")
+        from hpctrain.launch import practice
+
+        verdict = practice.overfit(parts.load(config, overrides), overfit, ranks=ranks, steps=overfit_steps)
+        print(verdict, file=sys.stderr)
+        return
     from hpctrain.launch.here import run_here
 
     sys.exit(run_here(parts.load(config, overrides), ranks=ranks, debug=debug))

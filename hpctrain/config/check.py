@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config import check_data, optim
+from hpctrain.config import check_data, check_models, optim
 from hpctrain.config.schema import Config, Horovod
 from hpctrain.config.texts import seconds
 
@@ -20,7 +20,7 @@ Found = Iterator[tuple[str, str]]
 
 def check(config: Config) -> list[tuple[str, str]]:
     """Return what is wrong between the fields: the dotted key to blame, and a message."""
-    sections = (_what, _batch, _optim, _model, _data, _slurm, _env, _dist)
+    sections = (_what, _batch, _optim, _model, _data, check_models.check, _slurm, _env, _dist)
     return [found for section in sections for found in section(config)]
 
 
@@ -77,7 +77,7 @@ def _model(config: Config) -> Found:
 
 def _data(config: Config) -> Found:
     if config.data is not None:
-        yield from check_data.check(config.data, config.model)
+        yield from check_data.check(config.data)
 
 
 def _slurm(config: Config) -> Found:

@@ -1,4 +1,4 @@
-"""Rules between the fields of the section `data`, and what a model makes of a dataset."""
+"""Rules between the fields of the section `data`, and what a config alone tells of a dataset."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from hpctrain.config.datasets import (
     SyntheticArgs,
     TableArgs,
 )
-from hpctrain.config.schema import CnnArgs, Model, arguments
+from hpctrain.config.schema import arguments
 
 _FILES = {
     "idx": "the directory of its IDX files, named as those of MNIST",
@@ -28,10 +28,15 @@ _FILES = {
 
 _IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
 
+KNOWN = frozenset(DATASET_ARGS)
+"""The datasets that come along."""
+
+_CLASSES = {"mnist": 10, "digits": 10, "cifar10": 10, "cifar100": 100}
+
 Found = Iterator[tuple[str, str]]
 
 
-def check(data: Data, model: Model | None) -> Found:
+def check(data: Data) -> Found:
     """Yield the dotted key to blame, and a message."""
     args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
     yield from _path(data)
@@ -46,8 +51,6 @@ def check(data: Data, model: Model | None) -> Found:
             yield f"data.args.{key}", problem
     if isinstance(args, CifarArgs):
         yield from _only(args)
-    if model is not None and model.name == "cnn":
-        yield from _pooling(data, args, model)
 
 
 def _path(data: Data) -> Found:
@@ -116,7 +119,7 @@ def _augment(data: Data, args: object) -> Found:
         return
     if augment.crop == "resized" and not isinstance(args, PictureArgs):
         yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
-    yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, _side(data, args)))
+    yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, side(data)))
 
 
 def _augment_table(data: Data, args: TableArgs) -> Found:
@@ -141,23 +144,26 @@ def too_large(augment: Augment, side: int | None) -> Found:
         yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
 
 
-def _pooling(data: Data, args: object, model: Model) -> Found:
-    if data.dataset == "table":
-        yield "model.name", "cnn needs images, and a table has none; use mlp"
-        return
-    side = _side(data, args)
-    if side is None:  # the ranks see it
-        return
-    blocks, most = len(arguments(CnnArgs, model.args).channels), side.bit_length() - 1
-    if blocks > most:
-        yield (
-            "model.args.channels",
-            f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
-        )
-
-
-def _side(data: Data, args: object) -> int | None:
+def side(data: Data) -> int | None:
     """Return the shorter side of the images that the model gets, where the config tells."""
+    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
     if isinstance(args, SyntheticArgs):
         return min(args.shape[1:])
     return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)
+
+
+def classes(data: Data) -> int | None:
+    """Return how many classes there are, where the config tells; 0: a number is predicted."""
+    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    if isinstance(args, SyntheticArgs):
+        return args.classes
+    if isinstance(args, CifarArgs) and args.only:
+        return len(args.only)
+    if isinstance(args, TableArgs) and args.task == "regression":
+        return 0
+    return _CLASSES.get(data.dataset)
+
+
+def mixes(data: Data) -> str:
+    """Return the option that makes probabilities of classes; empty if there is none."""
+    return next((key for key in ("mixup", "cutmix", "label_smoothing") if getattr(data.augment, key)), "")

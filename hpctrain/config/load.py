@@ -27,6 +27,10 @@ class Loaded:
         self._places = places
         self._start = start
 
+    def replaced(self, config: Config) -> "Loaded":
+        """Return another config whose values, as far as they were given, came from the same places."""
+        return Loaded(config, self._places, self._start)
+
     def place(self, key: str) -> Place:
         """Return the place of a dotted key; if it was not given, of the nearest section around it."""
         while key and key not in self._places:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 from hpctrain.config.cluster import Container, Dist, Env, Horovod, Slurm
 from hpctrain.config.datasets import DATASET_ARGS, Data, FolderArgs, NoArgs, SyntheticArgs
 from hpctrain.config.duration import Duration
-from hpctrain.config.models import MODEL_ARGS, CnnArgs, MlpArgs, Model, ResnetArgs
+from hpctrain.config.models import MODEL_ARGS, CnnArgs, Loss, Metric, MlpArgs, Model, ResnetArgs
 from hpctrain.config.optim import Optim
 from hpctrain.config.texts import Count, Name, NonNegative, Path, Positive
 
@@ -149,6 +149,15 @@ class Config(Struct, frozen=True, kw_only=True):
     dist: Dist = Dist()
     data: Data | None = None
     model: Model | None = None
+    loss: Loss = "auto"
+    """What training lowers, summed over the samples and divided by the global batch. auto: cross_entropy for classes,
+    mse for numbers; for the models logistic and perceptron their own. With two classes all but cross_entropy have one
+    output: yes or no. binary_cross_entropy: two classes. mse, mae, huber (from an error of 1 on linear): numbers, or
+    classes as 1 and 0. hinge, perceptron: classes, unmixed. Or the user's own as package.module:function, of outputs
+    `(B, K)`, or `(B,)` for numbers, and targets, which returns one loss for each sample, `(B,)`."""
+    metrics: tuple[Metric, ...] = ()
+    """What evaluations tell besides the score: accuracy (always told), top5 and confusion for classes; mse, mae and r2
+    for numbers."""
     batch: Batch | None = None
     optim: Optim | None = None
     precision: Precision = "fp32"

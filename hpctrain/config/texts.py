@@ -48,6 +48,7 @@ MailType = Annotated[str, _text(r"[A-Z0-9_]+(,[A-Z0-9_]+)*", "mail types such as
 Mail = Annotated[str, _text(r"[A-Za-z0-9][A-Za-z0-9._+-]*(@[A-Za-z0-9.-]+)?", "a mail address or user name")]
 Path = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,4096}", "a path without control characters")]
 Line = Annotated[str, _text(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4096}", "one line of shell code")]
+Pattern = Annotated[str, _text(r"[^\x00-\x1f\x7f]{1,256}", "a pattern of names, such as body.*")]
 Module = Annotated[str, _text(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,255}", "a module such as cuda/12.4")]
 Interface = Annotated[str, _text(r"[A-Za-z0-9_.-]{1,15}", "the name of one network interface, such as ib0")]
 MpiType = Annotated[str, _text(r"[a-z0-9_]{1,32}", "one of what `srun --mpi=list` shows, such as pmix")]

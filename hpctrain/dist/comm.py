@@ -3,11 +3,15 @@
 State travels as tensors and as bytes. There are no object collectives: they unpickle what arrives.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+
+
+Outputs = Any
+"""What a model gives in training: a tensor `(B, K)`, or a tuple of them where it has auxiliary classifiers."""
 
 
 class Step(Protocol):
@@ -18,7 +22,7 @@ class Step(Protocol):
     scaler: GradScaler | None
     """Scales the loss, and skips steps whose gradient overflows; its state belongs to a checkpoint."""
 
-    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+    def forward(self, images: Tensor, *, last: bool) -> Outputs:
         """Run the model on a pass's images `(B, C, H, W)`; `last` says that gradients are summed after this pass."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hpctrain.dist.comm import Outputs
 from hpctrain.dist.compression import summing
 from hpctrain.dist.single import SingleStep, discard
 
@@ -33,12 +34,12 @@ class DdpStep(SingleStep):
         # the last bit or so, but always in the same way.
         self._divisor = {dtype: torch.tensor(divisor, dtype=dtype, device=device) for dtype in _FLOATS}
 
-    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+    def forward(self, images: Tensor, *, last: bool) -> Outputs:
         """Run the model; before the last pass DDP is told to keep still, which it reads here, not in backward."""
         if last:
-            return self._ddp(images)  # type: ignore[no-any-return]
+            return self._ddp(images)
         with self._ddp.no_sync():
-            return self._ddp(images)  # type: ignore[no-any-return]
+            return self._ddp(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient; the last pass sums buckets over the ranks while it still computes others."""

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from hpctrain.config.schema import Dist as Settings
 from hpctrain.dist import horovod_build, rendezvous
+from hpctrain.dist.comm import Outputs
 from hpctrain.dist.compression import InMemoryOrder
 from hpctrain.dist.patience import Patience
 from hpctrain.dist.single import SingleStep, discard
@@ -130,7 +131,7 @@ class HorovodStep(SingleStep):
         self._buffers = dict(model.named_buffers())
         self._begun = self._summed = False
 
-    def forward(self, images: Tensor, *, last: bool) -> Tensor:
+    def forward(self, images: Tensor, *, last: bool) -> Outputs:
         """Run the model; first give all ranks rank 0's buffers, if this is the first pass of the step."""
         if self._buffers and not self._begun:
             self._comm.share(self._buffers, "buffer")

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from hpctrain.dist.comm import Outputs
+
 
 class SingleStep:
     """The step of a model on one rank."""
@@ -15,9 +17,9 @@ class SingleStep:
         self._model, self.optimizer, self.scaler = model, optimizer, scaler
         self._unscaled = False
 
-    def forward(self, images: Tensor, *, last: bool) -> Tensor:  # noqa: ARG002 - one rank sums nothing
+    def forward(self, images: Tensor, *, last: bool) -> Outputs:  # noqa: ARG002 - one rank sums nothing
         """Run the model."""
-        return self._model(images)  # type: ignore[no-any-return]
+        return self._model(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002
         """Add the gradient."""
@@ -115,6 +117,7 @@ def is_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.nn.utils.get_total_norm(part.detach() for part in tensors).isfinite().item())
 
 
-def discard(logits: Tensor) -> None:
+def discard(outputs: Outputs) -> None:
     """Run a backward pass for the order in which it visits the parameters; its gradient is zero."""
-    (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
+    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    (torch.stack([part.float().sum() for part in parts]).sum() * 0).backward()  # type: ignore[no-untyped-call]

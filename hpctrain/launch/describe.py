@@ -67,4 +67,5 @@ def _training_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
         ("samples", f"{apart}; {plan.samples_per_rank} per rank and epoch") if counted else ("samples", unknown),
         ("steps", _steps_text(plan, config) if counted else unknown),
         ("precision", plan.precision),
+        *([("weights", f"{plan.weights_path}, SHA-256 {plan.weights_sha256[:12]}")] if plan.weights_sha256 else []),
     ]

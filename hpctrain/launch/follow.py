@@ -44,10 +44,17 @@ class Tail:
 
 
 class Follower:
-    """Copies the log of one rank of the newest attempt to this process's streams."""
+    """Copies the log of one rank of the newest attempt to this process's streams.
 
-    def __init__(self, run: RunDir, *, rank: int = 0) -> None:
+    Args:
+        run: the run.
+        rank: whose log.
+        out: where the rank's standard output goes.
+    """
+
+    def __init__(self, run: RunDir, *, rank: int = 0, out: IO[str] | None = None) -> None:
         self._run, self._rank, self._attempt = run, rank, 0
+        self._out = out or sys.stdout
         self._streams: list[tuple[Tail, IO[str]]] = []
         self._metrics: Tail | None = None
         self._bar = sys.stderr.isatty() and rank == 0
@@ -65,7 +72,7 @@ class Follower:
         run, self._attempt = self._run, attempt
         self._streams = [
             (Tail(run.launch_log(attempt)), sys.stderr),
-            (Tail(run.log(attempt, self._rank, "out")), sys.stdout),
+            (Tail(run.log(attempt, self._rank, "out")), self._out),
             (Tail(run.log(attempt, self._rank, "err")), sys.stderr),
         ]
         self._metrics = Tail(run.metrics(attempt)) if self._bar and self._total else None

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 from hpctrain.config.load import Loaded
+from hpctrain.config.models import LIBRARIES
 
 
 def problems(loaded: Loaded) -> list[str]:
-    """Return what is missing: the script of `command`, or a module or function of the dataset or the model."""
+    """Return what is missing: the script of `command`, or a module or function of dataset, model or loss."""
     config = loaded.config
     if config.command is not None:
         script = script_of(config.command)
@@ -19,13 +20,26 @@ def problems(loaded: Loaded) -> list[str]:
     named = {
         "data.dataset": "" if config.data is None else config.data.dataset,
         "model.name": "" if config.model is None else config.model.name,
+        "loss": config.loss,
     }
     found = []
     for key, name in named.items():
         module, colon, function = name.partition(":")
+        if key == "model.name" and colon and module in LIBRARIES:
+            found += _missing_library(loaded, module)
+            continue
         problem = _problem_of(module, function, elsewhere=_runs_elsewhere(loaded)) if colon else ""
         found += [loaded.problem(key, problem)] if problem else []
     return found
+
+
+def _missing_library(loaded: Loaded, name: str) -> list[str]:
+    import importlib.util
+
+    if _runs_elsewhere(loaded) or importlib.util.find_spec(name) is not None:
+        return []
+    problem = f"{name} is not installed; python -m pip install --no-deps {name} installs it beside this torch"
+    return [loaded.problem("model.name", problem)]
 
 
 def script_of(command: tuple[str, ...]) -> str | None:

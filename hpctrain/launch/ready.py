@@ -11,7 +11,9 @@ from hpctrain.plan import Plan
 Scheduler = Literal["slurm", "local"]
 
 
-def make_plan(loaded: Loaded, where: Scheduler, ranks: int | None = None, *, count: bool = True) -> Plan:
+def make_plan(
+    loaded: Loaded, where: Scheduler, ranks: int | None = None, *, count: bool = True, before: Plan | None = None
+) -> Plan:
     """Work out the plan of a config.
 
     Args:
@@ -19,9 +21,10 @@ def make_plan(loaded: Loaded, where: Scheduler, ranks: int | None = None, *, cou
         where: on Slurm, or on this machine.
         ranks: on this machine: other than the config says.
         count: let a child count samples whose number nothing else tells.
+        before: of a run that goes on from a checkpoint.
 
     Raises:
-        ConfigError: the numbers do not fit.
+        ConfigError: the numbers do not fit, or the weights to start from cannot be read.
     """
     layout = planning.layout_on_slurm(loaded) if where == "slurm" else planning.layout_here(loaded, ranks)
     samples = planning.Samples()
@@ -33,7 +36,12 @@ def make_plan(loaded: Loaded, where: Scheduler, ranks: int | None = None, *, cou
             from hpctrain.launch.count import count as count_in_child
 
             samples = count_in_child(loaded.config.data)
-    return planning.make(loaded, layout, samples)
+    weights = None
+    if loaded.config.model is not None and loaded.config.model.weights is not None:
+        from hpctrain.launch import start_weights
+
+        weights = start_weights.look(loaded, before)
+    return planning.make(loaded, layout, samples, weights)
 
 
 def refuse_unfit(loaded: Loaded, plan: Plan, where: Scheduler, *, own_code: bool = True) -> None:

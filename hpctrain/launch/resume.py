@@ -70,7 +70,7 @@ def prepare(run: RunDir, overrides: Sequence[str], where: Scheduler, *, code: bo
     with _where_it_was_made(run):
         ranks = before.ranks if where == scheduler_of(run) == "local" and not _given(overrides, "dist") else None
         loaded = load(run.config, _completed(run, before, overrides, where, ranks))
-        plan = ready.make_plan(loaded, where, ranks)
+        plan = ready.make_plan(loaded, where, ranks, before=before if run.checkpoints() else None)
         _compare(run, before, plan)
         ready.refuse_unfit(loaded, plan, where, own_code=False)
     if code:

@@ -9,19 +9,30 @@ from torch import nn
 
 from hpctrain import function
 from hpctrain.config import schema
+from hpctrain.config.models import LIBRARIES
 from hpctrain.errors import JobError
-from hpctrain.models.plain import Shape, cnn, mlp
+from hpctrain.models.cifar_resnet import cifar_resnet
+from hpctrain.models.inception import inception
+from hpctrain.models.layers import Shape
+from hpctrain.models.library import library
+from hpctrain.models.plain import affine, cnn, lenet, mlp
 from hpctrain.models.resnet import resnet
+from hpctrain.models.vit import vit
 
 BUILDERS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+    **dict.fromkeys(("linear", "logistic", "perceptron"), affine),
     "mlp": mlp,
     "cnn": cnn,
+    "lenet": lenet,
     **{f"resnet{layers}": functools.partial(resnet, layers) for layers in (18, 34, 50, 101, 152)},
+    **{f"resnet{layers}": functools.partial(cifar_resnet, layers) for layers in (20, 32, 44, 56, 110)},
+    "inception": inception,
+    **{name: functools.partial(vit, name) for name in ("vit-tiny", "vit-small")},
 }
 """The models that come along; a test holds the names equal to `schema.MODEL_ARGS`."""
 
 
-def build(model: schema.Model, *, shape: Shape, classes: int, seed: int) -> nn.Module:
+def build(model: schema.Model, *, shape: Shape, outputs: int, seed: int) -> nn.Module:
     """Build a model on the CPU, with initial weights that are a pure function of the seed.
 
     The weights are drawn as torch's layers draw them by default (uniform, K. He et al. 2015, "Delving deep into
@@ -30,18 +41,29 @@ def build(model: schema.Model, *, shape: Shape, classes: int, seed: int) -> nn.M
     Args:
         model: the config's section; a user's function is called with `args` alone.
         shape: channels, height and width of an image; or the number of inputs.
-        classes: number of classes, or 1 for a number.
+        outputs: how many numbers it gives for each sample; a user's function knows it itself.
         seed: of the weights.
 
     Raises:
-        UsageError: the user's function cannot be found, or the model does not fit the images.
+        UsageError: the user's function or the library cannot be found, or the model does not fit the images.
         JobError: the user's function raised, or returned something else than a torch.nn.Module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed % 2**63)
         if model.name in BUILDERS:
-            return BUILDERS[model.name](schema.arguments(schema.MODEL_ARGS[model.name], model.args), shape, classes)
+            return BUILDERS[model.name](schema.arguments(schema.MODEL_ARGS[model.name], model.args), shape, outputs)
+        if model.name.partition(":")[0] in LIBRARIES:
+            return library(model, shape, outputs)
         return _users(model)
+
+
+def draws(model: nn.Module, name: str) -> bool:
+    """Say whether a model of this name may draw random numbers in training; of ours only dropout does."""
+    if name not in BUILDERS:
+        return True
+    rates = {part.p for part in model.modules() if isinstance(part, nn.Dropout)}
+    rates |= {part.dropout for part in model.modules() if isinstance(part, nn.MultiheadAttention)}
+    return bool(rates - {0.0})
 
 
 def _users(model: schema.Model) -> nn.Module:

@@ -7,11 +7,10 @@ K. He et al. 2015 by their fan-out, and the last norm of each block starts at ze
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
-from hpctrain.config.schema import ResnetArgs
-from hpctrain.models.plain import Shape
+from hpctrain.config.models import ResnetArgs
+from hpctrain.models.layers import Shape, channels_last, convolution, image
 
 _STAGES: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -26,27 +25,29 @@ _BOTTLENECK_FROM = 50
 _EXPANSION = 4
 
 
-def resnet(layers: int, args: ResnetArgs, shape: Shape, classes: int) -> nn.Module:
-    """Build a residual network: `(B, C, H, W)` -> `(B, classes)`.
+def resnet(layers: int, args: ResnetArgs, shape: Shape, outputs: int) -> nn.Module:
+    """Build a residual network: `(B, C, H, W)` -> `(B, outputs)`.
 
     Args:
         layers: 18, 34, 50, 101 or 152.
         args: of the config.
         shape: channels, height and width of an image.
-        classes: number of classes.
+        outputs: of the last layer.
     """
     expansion = _EXPANSION if layers >= _BOTTLENECK_FROM else 1
-    net = nn.Sequential(
-        _convolution(shape[0], 64, 7, stride=2), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-    )
+    channels, _, _ = image(f"resnet{layers}", shape)
+    small = args.stem == "small"
+    first = convolution(channels, 64, 3) if small else convolution(channels, 64, 7, stride=2)
+    net = nn.Sequential(first, nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+    if not small:
+        net.append(nn.MaxPool2d(3, 2, 1))
     inside = (64, *(width * expansion for width in _WIDTHS))
     for stage, (before, after) in enumerate(pairwise(inside)):
         for number in range(_STAGES[layers][stage]):
             stride = 2 if stage and not number else 1
             net.append(_Block(after if number else before, after, expansion, stride, zero_last=args.zero_init))
-    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside[-1], classes)])
-    # As in `plain.cnn`: it spares copies, on CPUs and on tensor cores.
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside[-1], outputs)])
+    return channels_last(net)
 
 
 class _Block(nn.Module):
@@ -61,23 +62,17 @@ class _Block(nn.Module):
             shapes = [(before, width, 1, 1), (width, width, 3, stride), (width, after, 1, 1)]
         body: list[nn.Module] = []
         for ins, outs, kernel, step in shapes:
-            body += [_convolution(ins, outs, kernel, stride=step), nn.BatchNorm2d(outs), nn.ReLU(inplace=True)]
+            body += [convolution(ins, outs, kernel, stride=step), nn.BatchNorm2d(outs), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*body[:-1])
         norm = self.body[-1]
         if zero_last and isinstance(norm, nn.BatchNorm2d):
             nn.init.zeros_(norm.weight)
         self.shortcut = nn.Sequential()
         if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(_convolution(before, after, 1, stride=stride), nn.BatchNorm2d(after))
+            self.shortcut = nn.Sequential(convolution(before, after, 1, stride=stride), nn.BatchNorm2d(after))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `(B, after, H / stride, W / stride)`."""
         found: Tensor = self.relu(self.body(images) + self.shortcut(images))
         return found
-
-
-def _convolution(before: int, after: int, kernel: int, *, stride: int) -> nn.Conv2d:
-    made = nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
-    return made

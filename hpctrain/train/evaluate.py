@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from hpctrain.dist.comm import Comm
 from hpctrain.train.heartbeat import Phase
 from hpctrain.train.objective import Objective
 from hpctrain.train.precision import Precision
+from hpctrain.train.scores import Tally
 
 _BATCH = 256  # enough to keep a core or a GPU busy with small images, and little memory with large ones
 
@@ -25,6 +26,8 @@ class Result(NamedTuple):
     loss: float
     """Mean over the samples."""
     seconds: float
+    metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    """What `metrics` of the config asks for, by name."""
 
 
 def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -49,7 +52,7 @@ def evaluate(
     Args:
         model: the module itself, not the wrapped one: each rank may run it any number of times.
         part: the samples.
-        objective: gives loss and score.
+        objective: gives loss, score and metrics.
         comm: the ranks.
         precision: of the arithmetic.
         beat: called before each batch, and before the ranks meet, to show that it goes on.
@@ -58,6 +61,7 @@ def evaluate(
     begin, end = share(part.count, comm.rank, comm.size)
     score: float = 0
     loss = 0.0
+    tally = Tally(objective)
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -70,8 +74,10 @@ def evaluate(
             outputs = outputs.to(precision.dtype)
             score += objective.score(outputs, targets)
             loss += float(objective.loss(outputs, targets).item())
+            tally.add(outputs, targets)
     model.train(training)
     beat(Phase.COMM)
     samples, score = comm.sum(torch.tensor([end - begin, score], dtype=objective.score_dtype)).tolist()
     (loss,) = comm.sum(torch.tensor([loss], dtype=torch.float64)).tolist()
-    return Result(int(samples), score, loss / samples, time.perf_counter() - began)
+    metrics = tally.result(comm, int(samples))
+    return Result(int(samples), score, loss / samples, time.perf_counter() - began, metrics)

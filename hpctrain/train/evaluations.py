@@ -83,7 +83,7 @@ class Evaluations:
         with contextlib.nullcontext() if self._average is None else self._average.in_use():
             found = evaluate(parts.model, part, parts.objective, comm=self._comm, precision=parts.precision, beat=beat)
         self._report.write(split, step=done, samples=found.samples, score=found.score, loss=found.loss, lr=lr,
-                           seconds=found.seconds)  # fmt: skip
+                           seconds=found.seconds, metrics=found.metrics)  # fmt: skip
         if self._grace is not None:
             self._grace.evaluated(found.seconds)
         return found

@@ -18,7 +18,7 @@ from hpctrain.errors import JobError
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 from hpctrain.schedule import is_due
-from hpctrain.train import outcome, prepare, rng
+from hpctrain.train import outcome, prepare, rng, weights
 from hpctrain.train.evaluate import Result
 from hpctrain.train.evaluations import Evaluations
 from hpctrain.train.grace import Grace
@@ -86,6 +86,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     history = History(config)
     keeper = Keeper(run, attempt, config, plan, parts, average, history, comm, device)
     found = keeper.resume()
+    if found is None and config.model is not None:
+        weights.start(config.model, plan, parts.model, average)
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
         raise JobError(
@@ -225,6 +227,7 @@ def _outcome(
         accuracy=score if name == "accuracy" else None,
         error=score if name == "error" else None,
         loss=None if result is None else result.loss,
+        metrics={} if result is None else result.metrics,
         samples_per_s=speed,
         time_s=seconds,
     )

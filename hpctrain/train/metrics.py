@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,10 +67,19 @@ class Meter:
         self._score += self._score_of(torch.cat(outputs), torch.cat(targets))
 
 
-def correct(logits: Tensor, labels: Tensor) -> int:
-    """Count the samples whose largest logit `(B, K)` is that of their label `(B,)`, or likeliest label `(B, K)`."""
-    labels = labels if labels.ndim == 1 else labels.argmax(1)
-    return int((logits.argmax(1) == labels).sum().item())
+def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return metrics for people, by name; of a confusion matrix what is confused most often."""
+    return {name: _confused(value) if name == "confusion" else _number(value) for name, value in metrics.items()}
+
+
+def _confused(matrix: list[list[int]]) -> str:
+    pairs = [(count, label, found) for label, row in enumerate(matrix) for found, count in enumerate(row)]
+    count, label, found = max(pair for pair in pairs if pair[1] != pair[2])
+    return f"most often {label} taken for {found}, {count} times"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 class Timer:
@@ -151,6 +160,7 @@ class Report:
         lr: float,
         seconds: float,
         skipped: int = 0,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one interval or evaluation.
 
@@ -163,6 +173,7 @@ class Report:
             lr: used in the step just done.
             seconds: that these samples took.
             skipped: steps of this attempt that changed no weight so far.
+            metrics: what is told besides.
         """
         if self._lines is None:
             return
@@ -179,10 +190,12 @@ class Report:
         }
         if skipped:
             record["skipped"] = skipped
+        record |= metrics or {}
         self._lines.write(record)
         print(
             f"{split:10}  step {step}/{self._total_steps}  epoch {record['epoch']:.2f}  loss {loss:.4f}  "
-            f"{self._score_name} {score / samples:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s",
+            f"{self._score_name} {score / samples:.4f}  lr {lr:.5g}  {samples / seconds:,.0f} samples/s"
+            + "".join(f"  {name} {text}" for name, text in shown(metrics or {}).items()),
             flush=True,
         )
 

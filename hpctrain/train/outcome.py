@@ -1,6 +1,6 @@
 """How an attempt ended, as the batch script reads it; no torch, so that it can be written whatever went wrong."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,6 +24,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Mean absolute error of the same evaluation where numbers are predicted, in the unit of the target."""
     loss: float | None = None
     """Of the same evaluation."""
+    metrics: dict[str, Any] = {}
+    """Of the same evaluation, what `metrics` of the config asks for."""
     samples_per_s: float | None = None
     """Training samples of this attempt over all ranks per second of training; evaluation and saving left out."""
     time_s: float

@@ -9,7 +9,7 @@ from hpctrain.config.schema import Config
 from hpctrain.data.batches import Batches, Share
 from hpctrain.data.dataset import Part, Wanted
 from hpctrain.dist.comm import Comm
-from hpctrain.models.build import BUILDERS
+from hpctrain.models.build import draws
 from hpctrain.train import rng
 from hpctrain.train.heartbeat import Phase
 from hpctrain.train.metrics import Meter
@@ -47,7 +47,7 @@ class Passes:
         self._accumulate, self._total = numbers.accumulate, numbers.total_steps
         self._seed, self._rank, self._ranks, self._device = seed, comm.rank, comm.size, device
         self._meter, self._enter = meter, enter
-        self._draws = config.model is not None and config.model.name not in BUILDERS  # ours draw no random numbers
+        self._draws = config.model is not None and draws(parts.model, config.model.name)
         self._batches = Batches(
             samples=numbers.train_samples,
             global_batch=numbers.global_batch,
@@ -84,12 +84,12 @@ class Passes:
             self._attendance.stand_in = share.stand_in[number]
             with self._precision.arithmetic():
                 outputs = self._step.forward(inputs, last=last)
-            outputs = outputs.to(self._precision.dtype)
-            loss = self._objective.loss(outputs, targets)
+            heads = self._objective.heads(outputs, self._precision.dtype)
+            loss = self._objective.total(heads, targets)
             if share.stand_in[number]:  # of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0
             else:
-                self._meter.add(outputs, targets, loss)
+                self._meter.add(heads[0], targets, loss)
             self._enter(Phase.BACKWARD, index, number)
             self._step.backward(loss / share.samples, last=last)
         return self._shares.popleft()

@@ -13,11 +13,13 @@ from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
 from hpctrain.models.batch_norm import Attendance
+from hpctrain.models.freeze import freeze
 from hpctrain.plan import Plan, settings
+from hpctrain.train import objective as objectives
 from hpctrain.train import optim
 from hpctrain.train.adapt import adapt
 from hpctrain.train.average import Average
-from hpctrain.train.objective import OBJECTIVES, Objective
+from hpctrain.train.objective import Objective
 from hpctrain.train.precision import Precision
 from hpctrain.world import World
 
@@ -77,8 +79,8 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
 
     Raises:
         DataError: the dataset cannot be read, or is not the planned one.
-        UsageError: the user's model cannot be found, or does not fit the images.
-        JobError: the user's model failed, or returns no logits.
+        UsageError: the user's model cannot be found, or model, loss or metrics do not fit the data.
+        JobError: the user's model or loss failed, or returns something else than it must.
     """
     if config.data is None or config.model is None or config.optim is None:
         raise AssertionError("a config that trains has these sections")
@@ -87,20 +89,23 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     _check_counts(config.data.dataset, data, numbers)
     for note in data.notes if comm.rank == 0 else ():
         print(f"hpctrain: {note}", flush=True)
-    model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
+    objective = objectives.build(config, data)
+    model = models.build(config.model, shape=data.shape, outputs=objective.outputs, seed=plan.seed)
+    objective.auxiliary_weight = float(getattr(model, "auxiliary_weight", objective.auxiliary_weight))
     adapted = adapt(model.to(device, precision.dtype), config, plan, comm)
     model = adapted.model
+    freeze(model, config.model.freeze)
     scaler = precision.scaler()
     groups = optim.groups(config.optim, model, config.model.name)
     used = _used(plan, numbers.lr_used)
     optimizer = optim.build(config.optim, groups, scaled=scaler is not None, used=used)
-    example, _ = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
+    example, targets = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
     with precision.arithmetic():
-        _try_out(model, example, data, config.model.name)
+        _try_out(model, example, targets, objective, config.model.name)
         trained = adapted.trained(model)
         with adapted.settling():
             step = comm.wrap(trained, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
-    return Parts(data, model, step, precision, OBJECTIVES[data.task], adapted.attendance)
+    return Parts(data, model, step, precision, objective, adapted.attendance)
 
 
 def _used(plan: Plan, lr: float) -> Settings:
@@ -133,8 +138,8 @@ def _check_counts(name: str, data: Dataset, numbers: Numbers) -> None:
         )
 
 
-def _try_out(model: nn.Module, example: Tensor, data: Dataset, name: str) -> None:
-    """Let the model see one small batch before anything else depends on it."""
+def _try_out(model: nn.Module, example: Tensor, targets: Tensor, objective: Objective, name: str) -> None:
+    """Let model and loss see one small batch before anything else depends on them."""
     training = model.training
     model.eval()  # so that running averages stay as they are
     try:
@@ -148,15 +153,21 @@ def _try_out(model: nn.Module, example: Tensor, data: Dataset, name: str) -> Non
         ) from error
     finally:
         model.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (len(example), data.outputs):
-        numbers = data.task == "number"
+    if not isinstance(logits, Tensor) or logits.shape != (len(example), objective.outputs):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise JobError(
             f"model.name: {name} gives {got} for {'inputs' if example.ndim == 2 else 'images'} of shape "
             f"{tuple(example.shape)}",
-            "it must return numbers of shape (B, 1), what it predicts for each sample"
-            if numbers
-            else f"it must return logits of shape (B, {data.outputs}), one for each class",
+            _wanted_outputs(objective),
         )
+    objective.loss(logits.to(example.dtype), targets)
     if not any(part.requires_grad for part in model.parameters()):
         raise JobError(f"model.name: {name} has no parameters to train")
+
+
+def _wanted_outputs(objective: Objective) -> str:
+    if not objective.classes:
+        return "it must return numbers of shape (B, 1), what it predicts for each sample"
+    if objective.outputs == 1:
+        return "it must return logits of shape (B, 1), for the second of the two classes; see loss in docs/config.md"
+    return f"it must return logits of shape (B, {objective.outputs}), one for each class"

@@ -14,7 +14,7 @@ from hpctrain.errors import CheckpointError
 from hpctrain.manifest import Manifest, Policy
 from hpctrain.plan import Plan
 
-_SECTIONS = ("name", "seed", "data", "model", "batch", "optim", "precision", "train")
+_SECTIONS = ("name", "seed", "data", "model", "loss", "batch", "optim", "precision", "train")
 
 
 def policy_of(config: Config, plan: Plan) -> Policy:

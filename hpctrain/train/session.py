@@ -6,6 +6,7 @@ import os
 import msgspec
 import torch
 
+from hpctrain import task as tasks
 from hpctrain.config.schema import Config
 from hpctrain.dist.connect import connect
 from hpctrain.errors import WorldError
@@ -56,7 +57,12 @@ def run(
     if debug and config.data is not None:  # one thread, in which a debugger sees everything
         alone = msgspec.structs.replace(config.data, workers="0", loader="threads")
         config = msgspec.structs.replace(config, data=alone)
-    train(run, attempt, config, plan, world, comm, device, stop, heart=heart, debug=debug)
+    if (task := tasks.read(run)) is None:
+        train(run, attempt, config, plan, world, comm, device, stop, heart=heart, debug=debug)
+    else:
+        from hpctrain.train import practice
+
+        practice.perform(task, run, attempt, config, plan, world, comm, device, heart)
     comm.close()
 
 

@@ -61,7 +61,7 @@ class Training:
         assert CONFIG.model is not None
         self.device = device
         size, batch = (224, 64) if device.type == "cuda" else (32, 8)
-        self.model = build.build(CONFIG.model, shape=(3, size, size), classes=1000, seed=0).to(device)
+        self.model = build.build(CONFIG.model, shape=(3, size, size), outputs=1000, seed=0).to(device)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         self.step = SingleStep(self.model, optimizer)
         self.average = Average(self.model, 0.999) if ema else None

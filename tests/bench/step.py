@@ -99,7 +99,7 @@ from hpctrain.config.schema import Model
 from hpctrain.models import build as models
 
 def build(model):
-    built = models.build(Model(name=model), shape=(1, 28, 28), classes=10, seed=0)
+    built = models.build(Model(name=model), shape=(1, 28, 28), outputs=10, seed=0)
     return built.to(memory_format=torch.contiguous_format)
 """
 OVERRIDES = {

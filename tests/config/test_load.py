@@ -123,8 +123,8 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     ours, all_of_them = (set(line.split()) for line in done.stdout.splitlines())
-    parts = ("check", "check_data", "cluster", "datasets", "document", "duration", "fields", "load", "models", "optim",
-             "override", "scalars", "schema", "texts", "values")  # fmt: skip
+    parts = ("check", "check_data", "check_models", "cluster", "datasets", "document", "duration", "fields", "load",
+             "models", "optim", "override", "scalars", "schema", "texts", "values")  # fmt: skip
     assert ours == {"hpctrain", "hpctrain.config", "hpctrain.errors", *(f"hpctrain.config.{part}" for part in parts)}
     assert not all_of_them & {
         "torch",

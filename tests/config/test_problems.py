@@ -2,6 +2,9 @@
 
 import pytest
 
+from hpctrain.config.fields import fields
+from hpctrain.config.schema import MODEL_ARGS, CnnArgs
+
 NUMBER = "expected a whole number of at least 1"
 WHOLE = "expected a whole number of at least 0"
 WORD = "expected one word of letters, digits and '_.@+-'"
@@ -143,20 +146,24 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             "mlp",
             "resnet",
             (
-                "3:15: model.name: expected one of mlp, cnn, resnet18, resnet34, resnet50, resnet101, resnet152, or "
-                "the user's own as package.module:function, got 'resnet'; did you mean resnet50?"
+                f"3:15: model.name: expected one of {', '.join(MODEL_ARGS)}, or "
+                "the user's own as package.module:function, got 'resnet'; did you mean resnet56?"
             ),
         ),
         (
             "mlp",
             "pkg.né:f",
             (
-                "3:15: model.name: expected one of mlp, cnn, resnet18, resnet34, resnet50, resnet101, resnet152, or "
+                f"3:15: model.name: expected one of {', '.join(MODEL_ARGS)}, or "
                 "the user's own as package.module:function, got 'pkg.né:f'"
             ),
         ),
         ("mlp", "mlp, args: {hiden: 3}", "3:27: model.args.hiden: unknown argument of mlp; did you mean hidden?"),
-        ("mlp", "cnn, args: {depth: 3}", "3:27: model.args.depth: unknown argument of cnn; allowed: channels, hidden"),
+        (
+            "mlp",
+            "cnn, args: {depth: 3}",
+            f"3:27: model.args.depth: unknown argument of cnn; allowed: {', '.join(fields(CnnArgs))}",
+        ),
         (
             "name: mlp",
             "args: {hidden: 3}, name: mlp",

@@ -130,6 +130,8 @@ SAFE = {
     "command": ("python",),
     "data": schema.Data(dataset="mnist"),
     "model": schema.Model(name="mlp"),
+    "loss": "auto",
+    "metrics": (),
     "optim": schema.Optim(lr=0.1),
     "slurm": schema.Slurm(),
     "env": schema.Env(),
@@ -196,6 +198,7 @@ model:
   name: mlp
   args:
     hidden: [8, 8]
+loss: auto
 batch:
   global: 128
   accumulate: 1

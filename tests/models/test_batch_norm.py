@@ -41,12 +41,13 @@ def run(norm, inputs, outer):
 def together(make, inputs, outer, cuts, empty=()):
     """Run a norm on as many ranks as there are parts between the cuts; `empty` ones only stand in."""
     ranks = len(cuts) - 1
+    alike = [make() for _ in range(ranks)]
     meeting, found, norms = Meeting(ranks), [None] * ranks, [None] * ranks
 
     def one(rank):
         attendance = batch_norm.Attendance()
         attendance.stand_in = rank in empty
-        norms[rank] = batch_norm.SyncBatchNorm(make(), "norm", meeting.gather(rank), attendance)
+        norms[rank] = batch_norm.SyncBatchNorm(alike[rank], "norm", meeting.gather(rank), attendance)
         part = slice(cuts[rank], cuts[rank + 1])
         weight = 0.0 if rank in empty else 1.0
         found[rank] = run(norms[rank], inputs[part], outer[part] * weight)

@@ -15,7 +15,7 @@ SHAPE = (1, 28, 28)
 def build(name, seed=0, shape=SHAPE, classes=10, **args):
     from hpctrain.models.build import build as build_model
 
-    return build_model(schema.Model(name=name, args=args), shape=shape, classes=classes, seed=seed)
+    return build_model(schema.Model(name=name, args=args), shape=shape, outputs=classes, seed=seed)
 
 
 def test_the_names_are_those_of_the_config():

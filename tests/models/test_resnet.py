@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 def build(name, shape=(3, 224, 224), classes=1000, **args):
     from hpctrain.models.build import build as build_model
 
-    return build_model(schema.Model(name=name, args=args), shape=shape, classes=classes, seed=0)
+    return build_model(schema.Model(name=name, args=args), shape=shape, outputs=classes, seed=0)
 
 
 # weights with 1,000 classes, as torchvision documents its models of the same names

@@ -95,7 +95,7 @@ def test_the_averages_are_what_is_evaluated(ranks: Ranks):
     from hpctrain.data.dataset import Wanted
 
     for name, weights in saved.items():
-        net = build.build(config.model, shape=data.shape, classes=data.outputs, seed=0)
+        net = build.build(config.model, shape=data.shape, outputs=data.outputs, seed=0)
         net.load_state_dict(weights)
         [(images, labels)] = data.test.stream([Wanted(torch.arange(data.test.count))])
         losses[name] = functional.cross_entropy(net(images), labels).item()
@@ -203,7 +203,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(ranks: Ranks, monk
     job.outcome()
     real = sum(file.stat().st_size for file in run.checkpoint(30).iterdir())
     assert config.model is not None
-    model = build.build(config.model, shape=(1, 8, 8), classes=10, seed=0)
+    model = build.build(config.model, shape=(1, 8, 8), outputs=10, seed=0)
     rows = {name: state[None] for name, state in rng.capture(torch.device("cpu")).items()}
     planned = checkpoint_bytes(config, model, rows)
     assert real <= planned < real + (1 << 16)  # the first: never less than is needed

@@ -1,0 +1,125 @@
+"""`hpctrain find-batch`: the largest batch of a rank that fits into memory.
+
+Doubling until a try fails, then bisection; each try is two whole steps of all ranks in fresh processes, so that no try
+suffers from what another has left in an allocator, and every rank has its say: one that runs out fails the try.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from hpctrain import task as tasks
+from hpctrain.config.load import Loaded
+from hpctrain.config.schema import Batch
+from hpctrain.errors import JobError, UsageError
+from hpctrain.launch import ready, trial
+from hpctrain.plan import Plan
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_FINE = 16
+"""Bisection ends at a sixteenth of what fits: the rest is less than what a step's memory varies by."""
+
+
+def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
+    """Find the largest batch per rank, and how the global batch of the config is then made.
+
+    Raises:
+        UsageError: the config has no training of ours, or not even one sample fits.
+        JobError: a try failed for another reason than memory.
+    """
+    plan = ready.make_plan(loaded, "local", ranks)
+    if plan.global_batch is None or plan.train_samples is None:
+        raise UsageError("a command trains by itself; find-batch is for hpctrain's own training")
+    memory = _memory(loaded, plan)
+    taken: dict[int, int] = {}
+
+    def fits(per_rank: int) -> bool:
+        ended = trial.perform(_with(loaded, per_rank), tasks.TryBatch(memory=memory), ranks=plan.ranks, quiet=True)
+        if ended.result:
+            taken[per_rank] = ended.result["taken"]
+        elif not _is_memory(ended.outcome):
+            raise JobError(f"with {per_rank} samples per rank: {ended.outcome.get('message')}")
+        told = f"fits, takes {taken[per_rank] / 2**20:,.0f} MiB" if ended.result else "does not fit"
+        print(f"hpctrain: {per_rank} per rank x {plan.ranks} ranks: {told}", file=sys.stderr, flush=True)
+        return bool(ended.result)
+
+    most = max(plan.train_samples // plan.ranks, 1)
+    largest = search(fits, most)
+    if not largest:
+        given = "the GPU's memory" if memory is None else f"{memory / 2**20:,.0f} MiB"
+        raise UsageError(f"not even one sample per rank fits into {given}", "use a smaller model, or more memory")
+    return proposal(plan, largest, whole=largest == most) | {"taken": taken[largest], "memory": memory}
+
+
+def search(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number up to `most` that fits, to a sixteenth; 0 if not even 1 does.
+
+    Args:
+        fits: is asked for each number once; what is larger than one that does not fit does not fit.
+        most: there is no use for more.
+    """
+    low, high = 0, 1
+    while fits(high):
+        low = high
+        if low == most:
+            return low
+        high = min(2 * high, most)
+    while high - low > max(low // _FINE, 1):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def proposal(plan: Plan, largest: int, *, whole: bool) -> dict[str, Any]:
+    """Say how the global batch is made of what fits, with as few passes as possible.
+
+    Args:
+        plan: with the ranks and the global batch.
+        largest: batch per rank that fits.
+        whole: that is all there are samples for.
+    """
+    of_rank, rest = divmod(plan.global_batch or 0, plan.ranks)
+    if rest or not of_rank:
+        raise AssertionError("the plan would have been refused")
+    accumulate = next(n for n in range(1, of_rank + 1) if of_rank % n == 0 and of_rank // n <= largest)
+    return {
+        "per_rank": largest,
+        "all_samples": whole,
+        "ranks": plan.ranks,
+        "global": plan.global_batch,
+        "accumulate": accumulate,
+        "type": f"batch.global={plan.global_batch} batch.accumulate={accumulate}",
+    }
+
+
+def _with(loaded: Loaded, per_rank: int) -> Loaded:
+    config = loaded.config
+    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank, tail="keep")))
+
+
+def _memory(loaded: Loaded, plan: Plan) -> int | None:
+    """Return the bytes that a rank on CPUs may take: its part of slurm.mem, or of what is free here."""
+    if plan.device == "cuda":
+        return None
+    asked = loaded.config.slurm.mem
+    whole = int(asked[:-1]) * _UNITS[asked[-1]] if asked else _available()
+    return whole // plan.ranks_per_node
+
+
+def _available() -> int:
+    with open("/proc/meminfo") as file:  # noqa: PTH123 - a path object buys nothing here
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _is_memory(outcome: dict[str, Any]) -> bool:
+    """Say whether a rank ran out of memory: it said so, or what it needed was refused to native code, which aborts."""
+    if outcome.get("cause") == "out_of_memory":
+        return True
+    message = str(outcome.get("message"))
+    return any(sign in message for sign in ("bad_alloc", "SIGABRT", "could not create a", "Cannot allocate memory"))
