@@ -49,12 +49,17 @@ data.dataset data.path data.samples data.split.test data.split.validation data.s
 data.workers data.loader data.on_error data.stage data.args
 data.augment.crop data.augment.scale data.augment.ratio data.augment.padding data.augment.flip data.augment.jitter
 data.augment.cutout data.augment.mixup data.augment.cutmix data.augment.label_smoothing
-model.name model.args model.weights model.weights_skip model.freeze
+model.name model.args model.weights model.weights_skip model.freeze model.batch_norm model.ghost_batch
 loss metrics
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
-optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every train.ema train.on_nan
+optim.milestones optim.decay_over optim.floor optim.power optim.rise optim.start optim.legs optim.cycle_momentum
+optim.period optim.period_growth optim.patience optim.threshold optim.cooldown
+optim.momentum optim.nesterov optim.dampening optim.betas optim.alpha optim.rho optim.centered optim.eps optim.trust
+optim.weight_decay optim.weight_decay_on
+train.epochs train.steps train.eval_every train.stop_early.patience train.stop_early.min_delta
+train.clip_norm train.clip_value train.max_norm train.l1 train.l2 train.ema train.channels_last
+train.compile train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed

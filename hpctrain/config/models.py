@@ -132,6 +132,13 @@ class Model(Struct, frozen=True, kw_only=True):
     own function as package.module:function, called with `args` and returning a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Arguments of the model."""
+    batch_norm: Literal["local", "sync", "ghost"] = "local"
+    """Over which samples batch norms take mean and variance, in any model. local: those of a pass on one rank; sync:
+    those of a pass on all ranks, at the cost of an exchange per norm, forward and backward; ghost: groups of
+    `ghost_batch` samples (Hoffer et al. 2017), the same on any number of ranks. With batch.accumulate each pass has
+    statistics of its own."""
+    ghost_batch: Annotated[int, Meta(ge=2)] | None = None
+    """Samples of a group with `batch_norm: ghost`, 32 if absent; it must divide the samples of a pass."""
     weights: Path | None = None
     """Start from the weights in this safetensors file, such as `hpctrain ckpt export` writes, or model.safetensors of
     a checkpoint. All names and shapes must agree. Its SHA-256 is in the plan; once there is a checkpoint the file is

@@ -35,8 +35,13 @@ class Step(Protocol):
         passes is the mean over the global batch.
         """
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
-        """Scale the summed gradient down to `max_norm` if its 2-norm is larger; None leaves it as it is."""
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
+        """Take the scaler's factor out of the summed gradient, once in a step, and limit the gradient.
+
+        Args:
+            max_norm: it is scaled down to this if its 2-norm is larger; None leaves it as it is.
+            max_value: before that, each of its numbers is limited to this magnitude; None leaves them as they are.
+        """
 
     def gradient_norm(self) -> Tensor:
         """Return the 2-norm of the summed gradient after the last pass, a scalar on the device; of a scaled loss."""
@@ -75,6 +80,14 @@ class Comm(Protocol):
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a CPU tensor over all ranks, of the same dtype, on the CPU."""
+
+    def gather(self, values: Tensor, name: str) -> Tensor:
+        """Return the tensors of all ranks, equal in shape and dtype: `(ranks, ...)`, in their order, on their device.
+
+        Args:
+            values: of this rank.
+            name: of the exchange, alike on all ranks; others may be under way at the same time.
+        """
 
     def any(self, flag: bool) -> bool:
         """Say whether any rank's flag is set."""

@@ -105,6 +105,12 @@ class Ddp:
         dist.all_reduce(summed)
         return summed.cpu()
 
+    def gather(self, values: Tensor, name: str) -> Tensor:  # noqa: ARG002 - torch goes by the order of calls
+        """Gather from the ranks, on the device of the values."""
+        rows = values.new_empty(self.size, *values.shape)
+        dist.all_gather(list(rows.unbind(0)), values.contiguous())
+        return rows
+
     def any(self, flag: bool) -> bool:
         """Say whether any rank's flag is set."""
         return bool(self.sum(torch.tensor([int(flag)])).item())

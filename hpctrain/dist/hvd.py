@@ -138,10 +138,10 @@ class HorovodStep(SingleStep):
         self._begun = True
         return super().forward(images, last=last)
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
         """Wait for the sums first: what a scaler sees must be the same on all ranks."""
         self._wait()
-        super().unscale_and_clip(max_norm)
+        super().unscale_and_clip(max_norm, max_value)
 
     def gradient_norm(self) -> Tensor:
         """Wait for the sums first."""
@@ -151,7 +151,7 @@ class HorovodStep(SingleStep):
     def apply(self, *, only_finite: bool = False) -> bool:
         """Wait for the sums; update; drop the gradient."""
         self._wait()
-        self._begun = self._summed = False
+        self._begun = self._summed = self._unscaled = False
         with self._horovods.skip_synchronize():
             updated = self._update(only_finite=only_finite)
         self.optimizer.zero_grad()
@@ -199,13 +199,13 @@ class AdasumStep(SingleStep):
         with self._patience.waiting():
             return super().apply()
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
         """Refuse: the optimizer has seen the gradient by now.
 
         Raises:
             UsageError: clipping is asked for.
         """
-        if max_norm is not None:
+        if max_norm is not None or max_value is not None:
             raise UsageError("gradients cannot be clipped with dist.horovod.op: adasum", "use op: average")
 
 
@@ -248,6 +248,12 @@ class Horovod:
         with self.patience.waiting():
             summed: Tensor = self._hvd.allreduce(flat, op=self._hvd.Sum, name=kind)
         return summed.reshape(values.shape)
+
+    def gather(self, values: Tensor, name: str) -> Tensor:
+        """Gather from the ranks, on the device of the values."""
+        with self.patience.waiting():
+            rows: Tensor = self._hvd.allgather(values.detach()[None].contiguous(), name=f"hpctrain.gather.{name}")
+        return rows
 
     def any(self, flag: bool) -> bool:
         """Say whether any rank's flag is set."""

@@ -67,11 +67,9 @@ def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
         if low == 1:
             return 0
         low, high = low // 2, low
-    while low < most and 2 * low < high:  # nothing larger has failed yet, or it is the double
-        if not fits(middle := min(2 * low, most)):
-            high = middle
-            break
-        low = middle
+    while low < most < high:  # nothing has failed yet
+        middle = min(2 * low, most)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     while high - low > max(low // _FINE, 1):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

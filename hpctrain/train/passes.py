@@ -43,6 +43,7 @@ class Passes:
     ) -> None:
         self._part: Part = parts.data.train
         self._step, self._precision, self._objective = parts.step, parts.precision, parts.objective
+        self._attendance = parts.attendance
         self._accumulate, self._total = numbers.accumulate, numbers.total_steps
         self._seed, self._rank, self._ranks, self._device = seed, comm.rank, comm.size, device
         self._meter, self._enter = meter, enter
@@ -80,6 +81,7 @@ class Passes:
             self._enter(Phase.FORWARD, index, number)
             if self._draws:
                 rng.key_pass(self._seed, index, number * self._ranks + self._rank, self._device)
+            self._attendance.stand_in = share.stand_in[number]
             with self._precision.arithmetic():
                 outputs = self._step.forward(inputs, last=last)
             heads = self._objective.heads(outputs, self._precision.dtype)

@@ -66,6 +66,19 @@ def _equal(*given: Any) -> dict[str, Any]:
     return {"value": {"step": outcome["step"], "equal": comm.sum(weights).equal(weights * comm.size)}}
 
 
+def _layout(*given: Any) -> dict[str, Any]:
+    """Train; say how the weights and the outputs of a convolution lay in memory in the last step."""
+    seen: list[bool] = []
+
+    def look(module: torch.nn.Module, _: Any, outputs: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels > 1:
+            seen[:] = [not tensor.is_contiguous() for tensor in (module.weight, outputs)]
+
+    with torch.nn.modules.module.register_module_forward_hook(look):
+        _train(*given)
+    return {"value": seen}
+
+
 def _collectives(*given: Any) -> dict[str, Any]:
     comm: Comm = given[5]
     integers = torch.tensor([comm.rank + 1, 2**53 if comm.rank == 0 else 1 + (comm.rank == 2)])
@@ -330,6 +343,7 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _train,
     "held": _held,
     "equal": _equal,
+    "layout": _layout,
     "collectives": _collectives,
     "clip": _clip,
     "accumulate": _accumulate,

@@ -76,9 +76,10 @@ def steep_at(rows: list[int], factor: float = 1e7) -> nn.Module:
 class _Averaging(nn.Module):
     """Running averages, a parameter without gradient, and a mean that an empty batch would turn into NaN."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        normed = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), normed, nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
         self.unused = nn.Parameter(torch.zeros(3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,9 +87,20 @@ class _Averaging(nn.Module):
         return logits.sub(images.mean())
 
 
-def averaging() -> nn.Module:
-    """Return a net with batch norm and an unused parameter."""
-    return _Averaging()
+def averaging(norm: bool = True) -> nn.Module:
+    """Return a net with batch norm, if wanted, and an unused parameter."""
+    return _Averaging(norm)
+
+
+def normed_images(channels_last: bool = False) -> nn.Module:
+    """Return a net of digits with batch norm over images and over rows."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10),
+    )  # fmt: skip
+    BUILT.append(net.to(memory_format=torch.channels_last) if channels_last else net)  # type: ignore[call-overload]
+    return BUILT[-1]
 
 
 def exploding() -> nn.Module:

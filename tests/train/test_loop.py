@@ -212,7 +212,7 @@ def test_ranks_with_nothing_to_do_in_the_tail_keep_in_step(ranks: Ranks):
         data={"samples": 33},
         batch={"global_": 8},
         train={"epochs": 2},
-        model={"name": "tests.train.nets:averaging", "args": {}},
+        model={"name": "tests.train.nets:averaging", "args": {"norm": False}},
     )
     job = ranks.start(config, 4, run=ranks.run_dir())
     assert job.outcome()["verdict"] == "completed"
