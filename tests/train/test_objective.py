@@ -173,7 +173,7 @@ def test_the_users_own_loss_is_one_number_for_each_sample(drawn):
         "loss: tests.train.test_objective:mean returned shape () for 64 samples\n"
         "  let it return the loss of each sample, of shape (B,), not their mean ("
     )
-    with pytest.raises(JobError, match="broken raised AttributeError.*\n.*test_objective.py"):
+    with pytest.raises(JobError, match=r"broken raised AttributeError.*\n.*test_objective.py"):
         objective(loss=f"{here}:broken", classes=5).loss(outputs, labels)
     with pytest.raises(UsageError, match="loss: 'nothing' does not exist in"):
         objective(loss=f"{here}:nothing")
