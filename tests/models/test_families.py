@@ -84,7 +84,7 @@ def test_a_model_learns_a_small_batch_and_evaluates_to_one_output(name):
         assert all(part.grad is not None for part in model.parameters())
         optimizer.step()
         history.append(objective.loss(heads[0], targets).item())
-    assert min(history[-2:]) < 0.9 * history[0]
+    assert min(history[-2:]) < 0.95 * history[0]
     assert model.eval()(inputs).shape == (8, outputs)
 
 
