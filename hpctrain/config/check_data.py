@@ -1,6 +1,9 @@
 """Rules between the fields of the section `data`, and what a config alone tells of a dataset."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from hpctrain.config.datasets import (
     DATASET_ARGS,
@@ -38,7 +41,7 @@ Found = Iterator[tuple[str, str]]
 
 def check(data: Data) -> Found:
     """Yield the dotted key to blame, and a message."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     yield from _path(data)
     yield from _split(data, args)
     yield from _reading(data, args)
@@ -144,9 +147,19 @@ def too_large(augment: Augment, side: int | None) -> Found:
         yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
 
 
+def _args(data: Data) -> Any:
+    """Return the arguments of a dataset that comes along; None for the user's own, or where one is missing."""
+    if data.dataset not in DATASET_ARGS:
+        return None
+    try:
+        return arguments(DATASET_ARGS[data.dataset], data.args)
+    except msgspec.ValidationError:  # which was reported where it was read
+        return None
+
+
 def side(data: Data) -> int | None:
     """Return the shorter side of the images that the model gets, where the config tells."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     if isinstance(args, SyntheticArgs):
         return min(args.shape[1:])
     return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)
@@ -154,7 +167,7 @@ def side(data: Data) -> int | None:
 
 def classes(data: Data) -> int | None:
     """Return how many classes there are, where the config tells; 0: a number is predicted."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     if isinstance(args, SyntheticArgs):
         return args.classes
     if isinstance(args, CifarArgs) and args.only:

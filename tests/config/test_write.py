@@ -146,8 +146,9 @@ def configs(draw):
     given = draw(TRAINING | COMMAND) | {"name": "run"}
     for key in draw(st.lists(st.sampled_from(SECTIONS), max_size=3, unique=True)):
         given[key] = draw(values(fields(schema.Config)[key].spec))
-    blamed = {key.split(".")[0] for key, _ in check(schema.Config(**given))}
-    return schema.Config(**given | {key: SAFE[key] for key in blamed})
+    while problems := check(schema.Config(**given)):  # the dataset that is put in may not fit the model
+        given |= {key: SAFE[key] for key in {re.split(r"[.\[]", key)[0] for key, _ in problems}}
+    return schema.Config(**given)
 
 
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
