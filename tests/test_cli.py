@@ -38,7 +38,7 @@ why RUN --json
 """
 
 KEYS = """
-name runs seed device precision command
+name runs seed device precision command folds
 slurm.partition slurm.account slurm.qos slurm.nodes slurm.gpus_per_node slurm.ranks_per_node slurm.cpus_per_task
 slurm.time slurm.mem slurm.constraint slurm.gres slurm.exclude slurm.nodelist slurm.reservation slurm.dependency
 slurm.mail_type slurm.mail_user slurm.signal_s slurm.template

@@ -12,6 +12,7 @@ from hpctrain.config.datasets import (
     Data,
     FolderArgs,
     PictureArgs,
+    PointsArgs,
     ShardsArgs,
     Split,
     SyntheticArgs,
@@ -57,7 +58,7 @@ def check(data: Data) -> Found:
 
 
 def _path(data: Data) -> Found:
-    if data.path is not None and data.dataset in {"digits", "synthetic"}:
+    if data.path is not None and data.dataset in {"digits", "points", "synthetic"}:
         yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
     if data.path is None and data.dataset in _FILES:
         yield "data.path", f"missing; give {_FILES[data.dataset]}"
@@ -117,24 +118,25 @@ def _augment(data: Data, args: object) -> Found:
         low, high = getattr(augment, key)
         if low > high:
             yield f"data.augment.{key}", f"runs from {low:g} down to {high:g}; give the smaller number first"
-    if isinstance(args, TableArgs):
-        yield from _augment_table(data, args)
+    if isinstance(args, TableArgs | PointsArgs):
+        yield from _augment_rows(data)
         return
     if augment.crop == "resized" and not isinstance(args, PictureArgs):
         yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
     yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, side(data)))
 
 
-def _augment_table(data: Data, args: TableArgs) -> Found:
-    """Numbers in columns are no images; classes may be mixed and smoothed, numbers not."""
-    default, classes = Augment(), args.task == "classification"
+def _augment_rows(data: Data) -> Found:
+    """Rows of numbers are no images; classes may be mixed and smoothed, numbers not."""
+    default, what = Augment(), "a table" if data.dataset == "table" else data.dataset
     for key in Augment.__struct_fields__:
         if getattr(data.augment, key) == getattr(default, key):
             continue
         if key not in {"mixup", "label_smoothing"}:
-            yield f"data.augment.{key}", "is for images, not for a table; remove it"
-        elif not classes:
-            yield f"data.augment.{key}", "is for classes, not for a regression; remove it, or use task: classification"
+            yield f"data.augment.{key}", f"is for images, not for {what}; remove it"
+        elif classes(data) == 0:
+            other = ", or use task: classification" if data.dataset == "table" else ""
+            yield f"data.augment.{key}", f"is for classes, not for a regression; remove it{other}"
 
 
 def too_large(augment: Augment, side: int | None) -> Found:
@@ -172,6 +174,8 @@ def classes(data: Data) -> int | None:
         return args.classes
     if isinstance(args, CifarArgs) and args.only:
         return len(args.only)
+    if isinstance(args, PointsArgs):
+        return 0 if args.kind == "line" else 2
     if isinstance(args, TableArgs) and args.task == "regression":
         return 0
     return _CLASSES.get(data.dataset)

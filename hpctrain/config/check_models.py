@@ -151,8 +151,9 @@ def _inputs(config: Config, model: Model) -> Found:
     """Do the inputs fit a model that comes along?"""
     if config.data is None:
         return
-    if config.data.dataset == "table" and model.name not in TAKES_TABLES:
-        yield "model.name", f"{model.name} needs images, and a table has none; use mlp"
+    if config.data.dataset in {"table", "points"} and model.name not in TAKES_TABLES:
+        what = "a table has" if config.data.dataset == "table" else "points have"
+        yield "model.name", f"{model.name} needs images, and {what} none; use mlp"
         return
     side = check_data.side(config.data)
     if side is None:  # the ranks see it

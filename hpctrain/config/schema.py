@@ -168,6 +168,9 @@ class Config(Struct, frozen=True, kw_only=True):
     23, on GPUs since A100; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of
     equality."""
     train: Train | None = None
+    folds: Annotated[int, Meta(ge=2, le=1000)] | None = None
+    """K runs, each with another K-th of the training samples for validation (`data.split.fold`), one after the other,
+    and mean and deviation of what they found; by hpctrain run."""
     checkpoint: Checkpoint = Checkpoint()
     restart: Restart = Restart()
     log: Log = Log()

@@ -13,7 +13,7 @@ import msgspec
 
 from hpctrain import task as tasks
 from hpctrain.config.load import Loaded
-from hpctrain.config.schema import Batch
+from hpctrain.config.schema import Batch, Log
 from hpctrain.errors import JobError, UsageError
 from hpctrain.launch import ready, trial
 from hpctrain.plan import Plan
@@ -100,7 +100,7 @@ def proposal(plan: Plan, largest: int, *, whole: bool) -> dict[str, Any]:
 
 def _with(loaded: Loaded, per_rank: int) -> Loaded:
     config = loaded.config
-    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank, tail="keep")))
+    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank), log=Log()))
 
 
 def _memory(loaded: Loaded, plan: Plan) -> int | None:

@@ -12,7 +12,7 @@ from hpctrain import plan as planning
 from hpctrain import task as tasks
 from hpctrain.config.datasets import Augment
 from hpctrain.config.load import Loaded, load
-from hpctrain.config.schema import Batch, Config, Train
+from hpctrain.config.schema import Batch, Checkpoint, Config, Log, Optim, Train
 from hpctrain.errors import JobError, UsageError
 from hpctrain.launch import checkpoints, ready, trial
 from hpctrain.plan import Plan
@@ -117,7 +117,10 @@ def _for_evaluation(config: Config) -> Config:
         data=msgspec.structs.replace(config.data, augment=Augment(crop="none")),
         model=msgspec.structs.replace(config.model, weights=None, weights_skip=(), freeze=()),
         batch=Batch(per_rank=1),
+        optim=Optim(lr=1.0),
         train=Train(steps=1),
+        checkpoint=Checkpoint(),
+        log=Log(),
         dist=msgspec.structs.replace(config.dist, ranks=None),
     )
 
@@ -142,6 +145,7 @@ def _plain(loaded: Loaded) -> Loaded:
             config,
             data=msgspec.structs.replace(config.data, augment=Augment(crop="none")),
             optim=msgspec.structs.replace(config.optim, weight_decay=0.0),
+            train=msgspec.structs.replace(config.train, l1=0.0, l2=0.0, max_norm=None, stop_early=None),
         )
     )
 
