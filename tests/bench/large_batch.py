@@ -4,9 +4,9 @@
     python tests/bench/large_batch.py --out DIR --table    the table alone, of what is there
     python tests/bench/large_batch.py --out DIR --picture docs/large_batch.svg
 
-Every run is `hpctrain run` of one rank as it stands; HPCTRAIN_DATA/mnist holds the files. Rates are chosen by seed 0 with
-a sixth of the training set for validation (--choose alone); what is reported is the test set after training on all of it.
-SGD's rate is chosen for batch 64, and the rules say what it becomes; that of LARS is chosen for 4096.
+Every run is `hpctrain run` of one rank as it stands; HPCTRAIN_DATA/mnist holds the files. Rates are chosen by seed 0
+with a sixth of the training set for validation (--choose alone); what is reported is the test set after training on all
+of it. SGD's rate is chosen for batch 64, and the rules say what it becomes; that of LARS is chosen for 4096.
 """
 
 import argparse
