@@ -138,7 +138,7 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
     )
     weights = None
     if frozen.weights_path is not None and frozen.weights_sha256 is not None:
-        weights = planning.Weights(frozen.weights_path, frozen.weights_sha256)
+        weights = planning.Weights(path=frozen.weights_path, sha256=frozen.weights_sha256)
     again = planning.make(loaded, layout, samples, weights)
     differing = [
         f"{field}: {getattr(frozen, field)} planned, {getattr(again, field)} now"

@@ -72,7 +72,7 @@ def run(batch: int, optim: dict[str, Any], seed: int, *, validation: bool) -> fl
         (metrics,) = Path(folder).glob("large-batch-*/attempts/1/metrics.jsonl")
         lines = map(json.loads, metrics.read_text().splitlines())
         wanted = "validation" if validation else "test"
-        return 100 * next(line["accuracy"] for line in lines if line["split"] == wanted)
+        return 100 * float(next(line["accuracy"] for line in lines if line["split"] == wanted))
 
 
 class Results:

@@ -171,7 +171,7 @@ def test_a_rate_is_found_which_learns_and_the_ranks_do_not_matter(config, tmp_pa
 def test_a_range_without_any_good_rate_gives_no_suggestion(config):
     said = hpctrain("find-lr", config, "--from", "1e-9", "--to", "1e-8", "--steps", "30", code=4).stderr
     assert "the loss did not fall" in said
-    assert "is no directory" in hpctrain("find-lr", config, "--picture", "/nowhere/a.svg", code=2).stderr or True
+    hpctrain("find-lr", config, "--picture", "/nowhere/a.svg", code=2)  # no such directory, or no matplotlib
     assert "--from 1 --to 0.1" in hpctrain("find-lr", config, "--from", "1", "--to", "0.1", code=2).stderr
 
 
