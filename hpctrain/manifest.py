@@ -16,7 +16,7 @@ import msgspec
 
 from hpctrain.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, MODEL, OPTIM, EMA, RNG = (
     "manifest.json", "model.safetensors", "optim.safetensors", "ema.safetensors", "rng.safetensors",
 )  # fmt: skip
@@ -70,6 +70,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     none."""
     score_name: Literal["accuracy", "error"] = "accuracy"
     """What `score` is: the best is the largest accuracy, or the smallest error."""
+    losses: tuple[tuple[int, float | None], ...] = ()
+    """Of the evaluations on the validation set so far, by step: a plateau and an early stop depend on them; null: it
+    was no number."""
     config: dict[str, Any]
     """The sections of the config that decide what is trained, and how."""
     config_sha256: str

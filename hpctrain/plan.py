@@ -1,6 +1,7 @@
 """config -> Plan: ranks, batches, steps and rates. Pure: the launcher prints a plan, the ranks assert the same one."""
 
-from math import isfinite
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -8,9 +9,16 @@ import msgspec
 from hpctrain import schedule
 from hpctrain.config.duration import Duration
 from hpctrain.config.load import Loaded
+from hpctrain.config.optim import Optim, asked
 from hpctrain.config.scalars import LARGEST
 from hpctrain.config.schema import Config
 from hpctrain.errors import ConfigError, UsageError
+from hpctrain.planned import Launcher, Layout, Plan, Samples, curve, settings
+
+__all__ = [
+    "Launcher", "Layout", "Plan", "Samples", "accumulation", "curve", "layout_here", "layout_on_slurm", "make",
+    "settings",
+]  # fmt: skip
 
 _FROM = {
     "ranks": "slurm.nodes",
@@ -18,72 +26,14 @@ _FROM = {
     "total_steps": "train.epochs",
     "warmup_steps": "optim.warmup",
     "decay_every_steps": "optim.decay_every",
+    "decay_over_steps": "optim.decay_over",
+    "rise_steps": "optim.rise",
+    "period_steps": "optim.period",
     "eval_every_steps": "train.eval_every",
     "checkpoint_every_steps": "checkpoint.every",
     "log_every_steps": "log.every",
 }
 """Numbers of a plan that can become too large, and the keys that make them so."""
-
-
-Launcher = Literal["local", "srun", "torchrun", "mpirun", "horovodrun"]
-"""What starts the ranks: `dist.launcher` in a Slurm job; without Slurm our supervisor, or mpirun for `backend: mpi`."""
-
-
-class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """How many nodes, and ranks on each of them."""
-
-    nodes: int
-    ranks_per_node: int
-    launcher: Launcher = "local"
-
-    @property
-    def ranks(self) -> int:
-        """Ranks in all."""
-        return self.nodes * self.ranks_per_node
-
-
-class Samples(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the dataset before any rank runs; None: unknown until counted."""
-
-    train: int | None = None
-    validation: int = 0
-    test: int | None = None
-    path: str | None = None
-    digest: str | None = None
-    """Of what was counted; ranks that find something else do not train."""
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What will run. `None` where a `command` decides for itself, or samples are not counted yet."""
-
-    name: str
-    seed: int
-    nodes: int
-    ranks_per_node: int
-    ranks: int
-    device: Literal["cpu", "cuda"]
-    strategy: Literal["ddp", "horovod"]
-    backend: Literal["gloo", "nccl", "mpi"]
-    launcher: Launcher
-    precision: str
-    data_path: str | None = None
-    data_digest: str | None = None
-    train_samples: int | None = None
-    validation_samples: int = 0
-    test_samples: int | None = None
-    batch_per_rank: int | None = None
-    accumulate: int | None = None
-    global_batch: int | None = None
-    lr_asked: float | None = None
-    lr_used: float | None = None
-    steps_per_epoch: int | None = None
-    samples_per_rank: int | None = None
-    total_steps: int | None = None
-    warmup_steps: int | None = None
-    decay_every_steps: int | None = None
-    eval_every_steps: int | None = None
-    checkpoint_every_steps: int | None = None
-    log_every_steps: int | None = None
 
 
 def layout_on_slurm(loaded: Loaded) -> Layout:
@@ -180,20 +130,6 @@ def _no_power_of_two(ranks: int) -> str:
     )
 
 
-def rate(plan: Plan, config: Config) -> float:
-    """Return the learning rate, scaled by the batch whose gradients are averaged: the global batch.
-
-    Adasum instead adds what the ranks do to the weights, as far as they do different things; only the batch of a
-    rank, or on GPUs that of a node, is averaged (Horovod's documentation, "AdaSum", "Learning Rate").
-    """
-    optim, averaged = config.optim, plan.global_batch
-    if optim is None or averaged is None or plan.batch_per_rank is None or plan.accumulate is None:
-        raise AssertionError("only of a plan that trains")
-    if config.dist.horovod.op == "adasum":
-        averaged = plan.batch_per_rank * plan.accumulate * (plan.ranks_per_node if plan.device == "cuda" else 1)
-    return schedule.scaled_lr(optim.lr, rule=optim.scale, batch=averaged, base_batch=optim.base_batch)
-
-
 def accumulation(global_batch: int, *, micro_batches: int, ranks: int) -> int:
     """Return how many passes each rank makes when a run goes on with another number of ranks and the same global batch.
 
@@ -219,13 +155,16 @@ def accumulation(global_batch: int, *, micro_batches: int, ranks: int) -> int:
 
 def _unusable(plan: Plan, loaded: Loaded) -> list[str]:
     """Say which numbers of a plan cannot be written down, or trained with."""
+    config = loaded.config
     numbers = {name: getattr(plan, name) or 0 for name in _FROM}
     problems = [
         loaded.problem(_FROM[name], f"{name} becomes {number}; use a smaller number, it must fit in 64 bits")
         for name, number in numbers.items()
         if number > LARGEST
     ]
-    if plan.lr_used is not None and not isfinite(plan.lr_used):
+    if config.optim is not None:
+        problems += [loaded.problem(key, message) for key, message in _unfit(plan, config.optim)]
+    if plan.lr_used is not None and not math.isfinite(plan.lr_used):
         problems.append(
             loaded.problem(
                 "optim.lr",
@@ -234,6 +173,18 @@ def _unusable(plan: Plan, loaded: Loaded) -> list[str]:
             )
         )
     return problems
+
+
+def _unfit(plan: Plan, optim: Optim) -> Iterator[tuple[str, str]]:
+    """Yield what of the optimizer does not fit to batch and steps: the key to blame, and a message."""
+    smoothing, before = [*(plan.betas_used or ()), plan.alpha_used or 0.0], asked(optim)
+    if min(smoothing) < 0 and optim.base_batch is not None:
+        forgets = 1 - min([*(before.betas or ()), before.alpha or 1.0])
+        largest, name = math.floor(optim.base_batch / forgets), "beta" if plan.betas_used else "alpha"
+        message = f"sqrt makes 1 - {name} larger than 1 for a global batch of {plan.global_batch}"
+        yield "optim.scale", f"{message}; it goes up to {largest}, else use scale: linear or none"
+    if optim.schedule == "onecycle" and plan.total_steps is not None and (plan.rise_steps or 0) >= plan.total_steps:
+        yield "optim.rise", f"{plan.rise_steps} of {plan.total_steps} steps leave none for the way down; use fewer"
 
 
 def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str]) -> Plan:
@@ -262,7 +213,10 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         global_batch=global_batch,
         lr_asked=optim.lr,
     )
-    base = msgspec.structs.replace(base, lr_used=rate(base, config))
+    used = settings(base, config)
+    base = msgspec.structs.replace(
+        base, lr_used=used.lr, betas_used=used.betas, alpha_used=used.alpha, eps_used=used.eps
+    )
     if samples.train is None:
         return base
     steps_per_epoch = samples.train // global_batch if batch.tail == "drop" else -(-samples.train // global_batch)
@@ -289,6 +243,10 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         total_steps=total,
         warmup_steps=steps(optim.warmup),
         decay_every_steps=steps(optim.decay_every),
+        decay_over_steps=0 if optim.decay_over is None else steps(optim.decay_over),
+        milestone_steps=tuple(map(steps, optim.milestones)),
+        rise_steps=steps(optim.rise),
+        period_steps=steps(optim.period),
         eval_every_steps=steps(train.eval_every),
         checkpoint_every_steps=steps(config.checkpoint.every),
         log_every_steps=steps(config.log.every),

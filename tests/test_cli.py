@@ -49,8 +49,12 @@ data.augment.cutout data.augment.mixup data.augment.cutmix data.augment.label_sm
 model.name model.args
 batch.global batch.per_rank batch.accumulate batch.tail
 optim.name optim.lr optim.base_batch optim.scale optim.warmup optim.schedule optim.decay optim.decay_every
-optim.momentum optim.nesterov optim.weight_decay
-train.epochs train.steps train.eval_every train.ema train.on_nan
+optim.milestones optim.decay_over optim.floor optim.power optim.rise optim.start optim.legs optim.cycle_momentum
+optim.period optim.period_growth optim.patience optim.threshold optim.cooldown
+optim.momentum optim.nesterov optim.dampening optim.betas optim.alpha optim.rho optim.centered optim.eps optim.trust
+optim.weight_decay optim.weight_decay_on
+train.epochs train.steps train.eval_every train.stop_early.patience train.stop_early.min_delta
+train.clip_norm train.clip_value train.max_norm train.l1 train.l2 train.ema train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hpctrain.config import check_data
+from hpctrain.config import check_data, optim
 from hpctrain.config.schema import Config, Horovod
 from hpctrain.config.texts import seconds
 
@@ -57,13 +57,16 @@ def _one_of(section: str, values: dict[str, int | None]) -> Found:
 
 
 def _optim(config: Config) -> Found:
-    optim = config.optim
-    if optim is None:
-        return
-    if optim.nesterov and not optim.momentum:
-        yield "optim.nesterov", "needs momentum greater than 0, such as momentum: 0.9"
-    if optim.schedule == "step" and not optim.decay_every.count:
-        yield "optim.decay_every", "must be longer than 0 with schedule: step"
+    if config.optim is not None:
+        yield from optim.check(config.optim)
+    plateau = config.optim is not None and config.optim.schedule == "plateau"
+    stops = config.train is not None and config.train.stop_early is not None
+    if config.data is not None and not config.data.split.validation and config.data.split.fold is None:
+        hint = "looks at a validation set, and there is none; set one apart, such as data.split.validation=0.1"
+        if plateau:
+            yield "optim.schedule", f"plateau {hint}"
+        if stops:
+            yield "train.stop_early", hint
 
 
 def _data(config: Config) -> Found:
@@ -125,5 +128,9 @@ def _adasum(config: Config) -> Found:
         yield "dist.horovod.op", "adasum needs MPI; use backend: mpi with launcher: mpirun or srun"
     if config.train is not None and config.train.on_nan != "stop":
         yield "dist.horovod.op", "adasum joins what the optimizer did, so no step can be left out; use on_nan: stop"
+    if config.train is not None:
+        for key in ("clip_norm", "clip_value", "l1", "l2"):
+            if getattr(config.train, key):
+                yield f"train.{key}", "comes too late with adasum: the optimizer has seen the gradient; use op: average"
     if config.precision == "fp16":
         yield "dist.horovod.op", "adasum joins what the optimizer did, so a loss cannot be scaled; use precision: bf16"

@@ -126,7 +126,7 @@ def _default(field: Field) -> str:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Duration):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
 
 
 def json_schema() -> dict[str, Any]:

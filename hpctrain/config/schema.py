@@ -14,12 +14,12 @@ from hpctrain.config.cluster import Container, Dist, Env, Horovod, Slurm
 from hpctrain.config.datasets import DATASET_ARGS, Data, FolderArgs, NoArgs, SyntheticArgs
 from hpctrain.config.duration import Duration
 from hpctrain.config.optim import Optim
-from hpctrain.config.texts import Count, Function, Name, Path, Positive
+from hpctrain.config.texts import Count, Function, Name, NonNegative, Path, Positive
 
 __all__ = [
     "DATASET_ARGS", "MODEL_ARGS", "Batch", "Checkpoint", "CnnArgs", "Config", "Container", "Data", "Dist", "Env",
     "FolderArgs", "Horovod", "Log", "MlpArgs", "Model", "NoArgs", "Optim", "ResnetArgs", "Restart", "Slurm",
-    "SyntheticArgs", "Train", "arguments",
+    "StopEarly", "SyntheticArgs", "Train", "arguments",
 ]  # fmt: skip
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
@@ -74,6 +74,15 @@ class Batch(Struct, frozen=True, kw_only=True):
     """The last, smaller batch of an epoch is trained on, or dropped."""
 
 
+class StopEarly(Struct, frozen=True, kw_only=True):
+    """The run ends when the loss on the validation set has stopped falling."""
+
+    patience: Positive
+    """Evaluations in a row that do not lower it, after which the run ends as completed."""
+    min_delta: NonNegative = 0.0
+    """By how much a loss must be lower than the lowest one to count."""
+
+
 class Train(Struct, frozen=True, kw_only=True):
     """How long to train. Give one of `epochs` and `steps`."""
 
@@ -84,6 +93,20 @@ class Train(Struct, frozen=True, kw_only=True):
     eval_every: Duration = Duration(1, "epochs")
     """Length between two evaluations on the validation set, or on the test set where there is none; the end is always
     evaluated, on both."""
+    stop_early: StopEarly | None = None
+    clip_norm: Annotated[float, Meta(gt=0)] | None = None
+    """Largest 2-norm of the gradient of a step; a longer one is scaled down (Pascanu et al. 2013)."""
+    clip_value: Annotated[float, Meta(gt=0)] | None = None
+    """Largest magnitude of each number of the gradient of a step; comes before clip_norm."""
+    max_norm: Annotated[float, Meta(gt=0)] | None = None
+    """Largest 2-norm of the incoming weights of each unit, such as 3; longer ones are scaled down after each step
+    (Srivastava et al. 2014, section 5.1)."""
+    l1: NonNegative = 0.0
+    """Adds l1 x the sum of the magnitudes of the weights to the loss; not of biases and norms. What is reported is the
+    loss without it, as for l2."""
+    l2: NonNegative = 0.0
+    """Adds l2 x the sum of the squares of the weights to the loss; not of biases and norms. With sgd the same as a
+    weight_decay of 2 x l2 on weights."""
     ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; where given, that is what is evaluated."""
     on_nan: Literal["stop", "skip", "rollback"] = "stop"

@@ -8,6 +8,7 @@ import yaml
 
 from hpctrain.config import scalars
 from hpctrain.config.duration import Duration
+from hpctrain.config.optim import Optim, unread
 from hpctrain.config.schema import Config
 
 _BARE = re.compile(r"[\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]*")
@@ -40,7 +41,7 @@ _Dumper.add_representer(list, _Dumper.row)
 
 
 def text(config: Config) -> str:
-    """Return the config as YAML: what is None, empty or a section of nothing but defaults is left out."""
+    """Return the config as YAML, without what is None, empty, read by nothing, or a section of nothing but defaults."""
     return yaml.dump(
         _tree(config), Dumper=_Dumper, allow_unicode=True, default_flow_style=False, sort_keys=False, width=1_000_000
     )
@@ -48,10 +49,11 @@ def text(config: Config) -> str:
 
 def _tree(section: msgspec.Struct) -> dict[str, Any]:
     tree = {}
+    idle = {key for key, _ in unread(section)} if isinstance(section, Optim) else set()
     for field in msgspec.structs.fields(section):
         value = getattr(section, field.name)
         default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
-        untouched = value == default and (value in (None, (), {}) or _is_section(value))
+        untouched = value == default and (value in (None, (), {}) or _is_section(value) or field.name in idle)
         if not untouched:
             tree[field.encode_name] = _plain(value)
     return tree
@@ -66,7 +68,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, msgspec.Struct):
         return _tree(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _tag(value: str) -> str:

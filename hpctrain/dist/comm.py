@@ -28,8 +28,13 @@ class Step(Protocol):
         passes is the mean over the global batch.
         """
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
-        """Scale the summed gradient down to `max_norm` if its 2-norm is larger; None leaves it as it is."""
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
+        """Take the scaler's factor out of the summed gradient, once in a step, and limit the gradient.
+
+        Args:
+            max_norm: it is scaled down to this if its 2-norm is larger; None leaves it as it is.
+            max_value: before that, each of its numbers is limited to this magnitude; None leaves them as they are.
+        """
 
     def apply(self, *, only_finite: bool = False) -> bool:
         """Update the weights and drop the gradient; False if all ranks agreed to skip this step.

@@ -137,15 +137,15 @@ class HorovodStep(SingleStep):
         self._begun = True
         return super().forward(images, last=last)
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
         """Wait for the sums first: what a scaler sees must be the same on all ranks."""
         self._wait()
-        super().unscale_and_clip(max_norm)
+        super().unscale_and_clip(max_norm, max_value)
 
     def apply(self, *, only_finite: bool = False) -> bool:
         """Wait for the sums; update; drop the gradient."""
         self._wait()
-        self._begun = self._summed = False
+        self._begun = self._summed = self._unscaled = False
         with self._horovods.skip_synchronize():
             updated = self._update(only_finite=only_finite)
         self.optimizer.zero_grad()
@@ -193,13 +193,13 @@ class AdasumStep(SingleStep):
         with self._patience.waiting():
             return super().apply()
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
         """Refuse: the optimizer has seen the gradient by now.
 
         Raises:
             UsageError: clipping is asked for.
         """
-        if max_norm is not None:
+        if max_norm is not None or max_value is not None:
             raise UsageError("gradients cannot be clipped with dist.horovod.op: adasum", "use op: average")
 
 

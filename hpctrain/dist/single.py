@@ -13,6 +13,7 @@ class SingleStep:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None) -> None:
         self._model, self.optimizer, self.scaler = model, optimizer, scaler
+        self._unscaled = False
 
     def forward(self, images: Tensor, *, last: bool) -> Tensor:  # noqa: ARG002 - one rank sums nothing
         """Run the model."""
@@ -22,16 +23,20 @@ class SingleStep:
         """Add the gradient."""
         self._scaled(loss).backward()  # type: ignore[no-untyped-call]
 
-    def unscale_and_clip(self, max_norm: float | None) -> None:
-        """Clip the gradient's 2-norm."""
-        if self.scaler is not None:
+    def unscale_and_clip(self, max_norm: float | None, max_value: float | None = None) -> None:
+        """Clip the gradient's numbers, then its 2-norm."""
+        if self.scaler is not None and not self._unscaled:
             self.scaler.unscale_(self.optimizer)
+            self._unscaled = True
+        if max_value is not None:
+            _clip_values([part.grad for part in self._model.parameters() if part.grad is not None], max_value)
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
     def apply(self, *, only_finite: bool = False) -> bool:
         """Update the weights."""
         updated = self._update(only_finite=only_finite)
+        self._unscaled = False
         self.optimizer.zero_grad()  # Horovod's takes no arguments
         return updated
 
@@ -86,6 +91,16 @@ class Single:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+@torch.no_grad()
+def _clip_values(grads: list[Tensor], largest: float) -> None:
+    """Clip each number; what is infinite becomes none, so that whoever looks for it still finds it."""
+    if grads:
+        lost = torch._foreach_sub(grads, grads)  # 0, or no number
+        torch._foreach_clamp_min_(grads, -largest)
+        torch._foreach_clamp_max_(grads, largest)
+        torch._foreach_add_(grads, lost)
 
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,7 @@ class Checkpoints:
         evaluated: bool,
         score: float | None = None,
         score_name: Literal["accuracy", "error"] = "accuracy",
+        losses: Sequence[tuple[int, float | None]] = (),
     ) -> None:
         """Publish a snapshot, read it back, then delete those that are no longer to be kept.
 
@@ -147,13 +148,16 @@ class Checkpoints:
             evaluated: an evaluation that was due at its step has been done.
             score: what that gave, to know the best; None: there was none.
             score_name: what the score is.
+            losses: on the validation set, by step.
 
         Raises:
             CheckpointError: it cannot be written, or a newer attempt has shut this one out.
             DiskFullError: there is no room for it.
         """
         done, size = snapshot.step, sum(map(len, snapshot.files.values()))
-        manifest = self._manifest(snapshot, evaluated=evaluated, score=score, score_name=score_name)
+        manifest = msgspec.structs.replace(
+            self._manifest(snapshot, evaluated=evaluated, score=score, score_name=score_name), losses=tuple(losses)
+        )
         target = self._run.checkpoint(done)
         try:
             snapshot.arrived()

@@ -9,6 +9,7 @@ from hpctrain.train.average import Average
 from hpctrain.train.evaluate import Result, evaluate
 from hpctrain.train.grace import Grace
 from hpctrain.train.heartbeat import Phase
+from hpctrain.train.history import History
 from hpctrain.train.metrics import Report, Timer
 from hpctrain.train.prepare import Parts
 from hpctrain.train.state import share_buffers
@@ -20,6 +21,7 @@ class Evaluations:
     Args:
         parts: data, model, precision and objective.
         average: of the weights, which is then what is evaluated.
+        history: gets the losses on the validation set, and says whether they end the run.
         comm: the ranks.
         report: where results are written.
         timer: of the training, which stops meanwhile.
@@ -31,6 +33,7 @@ class Evaluations:
         self,
         parts: Parts,
         average: Average | None,
+        history: History,
         comm: Comm,
         report: Report,
         timer: Timer,
@@ -39,7 +42,7 @@ class Evaluations:
     ) -> None:
         self.result: Result | None = None
         """The last one on the test set; None: there was none in this attempt."""
-        self._parts, self._average, self._comm = parts, average, comm
+        self._parts, self._average, self._history, self._comm = parts, average, history, comm
         self._report, self._timer, self._grace, self._enter = report, timer, grace, enter
         self._scored: tuple[int, float] | None = None
 
@@ -61,6 +64,8 @@ class Evaluations:
         data = self._parts.data
         if data.validation is not None:
             judged = self._one("validation", data.validation, done, lr)
+            self._history.add(done, judged.loss)
+            ends = ends or self._history.over() is not None
         if data.validation is None or ends:
             self.result = self._one("test", data.test, done, lr)
             if data.validation is None:

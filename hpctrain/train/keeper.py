@@ -16,6 +16,7 @@ from hpctrain.train.checkpoint import Checkpoints
 from hpctrain.train.evaluations import Evaluations
 from hpctrain.train.grace import Grace
 from hpctrain.train.heartbeat import Phase
+from hpctrain.train.history import History
 from hpctrain.train.metrics import Timer
 from hpctrain.train.prepare import Parts
 from hpctrain.train.saver import Saver
@@ -32,6 +33,7 @@ class Keeper:
         plan: of the run.
         parts: what has a state.
         average: of the weights, if there is one.
+        history: of the evaluations.
         comm: the ranks.
         device: of this rank.
     """
@@ -44,11 +46,12 @@ class Keeper:
         plan: Plan,
         parts: Parts,
         average: Average | None,
+        history: History,
         comm: Comm,
         device: torch.device,
     ) -> None:
         self._run, self._config, self._comm, self._device = run, config, comm, device
-        self._parts, self._average = parts, average
+        self._parts, self._average, self._history = parts, average, history
         self._checkpoints = Checkpoints(run, attempt, plan, config)
         self._saver: Saver | None = None
 
@@ -85,6 +88,7 @@ class Keeper:
         notes = self._checkpoints.load(
             manifest, parts.model, parts.step, self._average, rank=comm.rank, device=self._device
         )
+        self._history.restore(manifest.losses)
         if comm.rank == 0:
             print(f"hpctrain: going on from step {manifest.step}, saved by {manifest.ranks} ranks", flush=True)
             for note in notes:
@@ -140,7 +144,8 @@ class Keeper:
             self._enter(Phase.CHECKPOINT, done)
             parts = self._parts
             self._saver.save(done, parts.model, parts.step, self._average, states, evaluated=evaluated,
-                             score=self._evaluations.score_at(done), score_name=parts.objective.score_name)  # fmt: skip
+                             score=self._evaluations.score_at(done), score_name=parts.objective.score_name,
+                             losses=self._history.losses)  # fmt: skip
         self._timer.go_on()
 
     def poll(self) -> None:

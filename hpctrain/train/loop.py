@@ -24,8 +24,10 @@ from hpctrain.train.evaluations import Evaluations
 from hpctrain.train.grace import Grace
 from hpctrain.train.guard import Guard
 from hpctrain.train.heartbeat import Heart, Phase
+from hpctrain.train.history import History
 from hpctrain.train.interval import Interval
 from hpctrain.train.keeper import Keeper
+from hpctrain.train.limits import limits
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
 from hpctrain.train.outcome import Outcome
 from hpctrain.train.passes import Passes
@@ -81,7 +83,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     rng.key(plan.seed, 0, comm.rank, device)
     parts = prepare.parts(config, plan, numbers, comm, device)
     average = prepare.average(config, parts.model)
-    keeper = Keeper(run, attempt, config, plan, parts, average, comm, device)
+    history = History(config)
+    keeper = Keeper(run, attempt, config, plan, parts, average, history, comm, device)
     found = keeper.resume()
     total, start = numbers.total_steps, 0 if found is None else found.step
     if start > total:
@@ -92,12 +95,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     heart.begin(start)
     grace = stop.grace = Grace(run.timing(attempt), config, parts.model) if comm.rank == 0 else None
     report, meter, timer = _report(run, attempt, numbers, parts, comm), Meter(parts.objective.score), Timer()
-    evaluations = Evaluations(parts, average, comm, report, timer, grace, enter)
+    evaluations = Evaluations(parts, average, history, comm, report, timer, grace, enter)
     interval = Interval(meter, report, timer, grace, numbers.global_batch)
     keeper.open(total - start, evaluations, timer, grace, enter, debug=debug)
     progress = Progress(run, attempt, start, comm.rank)
     guard = Guard("stop" if config.train is None else config.train.on_nan, parts.model, parts.step, comm.rank)
-    rates = Rates(config, numbers, parts.step.optimizer)
+    rates = Rates(config, plan, parts.step.optimizer, history)
+    bounds = limits(config, parts.model, parts.step)
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
     passes = Passes(config, numbers, plan.seed, parts, comm, device, meter, enter)
     passes.begin(start)
@@ -109,11 +113,16 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if guard.may_go_back() and found is None:  # else there would be nowhere to go back to
         keeper.save(done, evaluated=True)
 
-    while done < total:
+    over = history.over()
+    while done < total and over is None:
         index, lr = done, rates.assign(done)
         guard.begin(index)
         share = passes.run(index)
+        if bounds is not None:
+            bounds.gradient()
         applied = guard.apply(index)
+        if guard.updated and bounds is not None:
+            bounds.weights()
         if guard.updated and average is not None:
             average.update()
         done = index + 1
@@ -124,7 +133,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             audit = {"epoch": share.epoch, "step": done, "ids": share.ids()}
             sample_log.write(audit if applied else audit | {"applied": False})
         if index == start or done == total:
-            rates.check(index, share, comm, plan)
+            rates.check(share, comm, lr)
 
         if done >= stop.next_step and done < total:
             enter(Phase.COMM, done)
@@ -150,7 +159,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
             break
         if evaluates:
             evaluations.run(done, lr, ends=done == total)
-        if saves:
+            over = history.over() if done < total and guard.is_sound() else None
+        if saves or over is not None:
             keeper.save(done, evaluated=True)
 
     passes.close()
@@ -158,7 +168,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     if cause is None and evaluations.result is None:  # the attempt before saved the last step, and no more
         evaluations.run(done, lr, ends=True)
     speed = interval.seen / timer.seconds() if interval.seen else None
-    ended = _outcome(cause, done, numbers, parts, evaluations.result, speed, time.perf_counter() - began)
+    ended = _outcome(cause, over, done, numbers, parts, evaluations.result, speed, time.perf_counter() - began)
     report.close()
     if sample_log is not None:
         sample_log.close()
@@ -195,6 +205,7 @@ def _go_back(keeper: Keeper, guard: Guard, loss: float, done: int, lr: float) ->
 
 def _outcome(
     cause: Cause | None,
+    over: str | None,
     done: int,
     numbers: Numbers,
     parts: Parts,
@@ -207,7 +218,7 @@ def _outcome(
     return Outcome(
         verdict="completed" if cause is None else "stopped",
         cause=cause,
-        message="" if cause is None else f"told to stop, saved at step {done}",
+        message=(over or "") if cause is None else f"told to stop, saved at step {done}",
         step=done,
         total_steps=numbers.total_steps,
         epoch=done / numbers.steps_per_epoch,

@@ -5,13 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hpctrain.config.optim import Settings
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Dataset, Wanted
 from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm, Step
 from hpctrain.errors import DataError, HpctrainError, JobError, WorldError
 from hpctrain.models import build as models
-from hpctrain.plan import Plan, rate
+from hpctrain.plan import Plan, settings
 from hpctrain.train import optim
 from hpctrain.train.average import Average
 from hpctrain.train.objective import OBJECTIVES, Objective
@@ -30,8 +31,6 @@ class Numbers(NamedTuple):
     lr_used: float
     steps_per_epoch: int
     total_steps: int
-    warmup_steps: int
-    decay_every_steps: int
     eval_every_steps: int
     checkpoint_every_steps: int
     log_every_steps: int
@@ -62,9 +61,11 @@ def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
             f"{world} met {met} ranks in a group of {comm.size}; {plan.ranks} are planned",
             "start the run again with as many ranks as the plan says",
         )
-    lr = rate(plan, config)
-    if lr != plan.lr_used:
-        raise WorldError(f"the config gives the learning rate {lr:g}, the plan has {plan.lr_used:g}")
+    asked, used = settings(plan, config), _used(plan, numbers["lr_used"])
+    if asked.lr != used.lr:
+        raise WorldError(f"the config gives the learning rate {asked.lr:g}, the plan has {used.lr:g}")
+    if asked != used:
+        raise WorldError(f"the config gives the optimizer {asked}, the plan has {used}")
     return Numbers(**numbers)
 
 
@@ -86,12 +87,18 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     model = models.build(config.model, shape=data.shape, classes=data.outputs, seed=plan.seed)
     model = model.to(device, precision.dtype)
     scaler = precision.scaler()
-    optimizer = optim.build(config.optim, model.parameters(), scaled=scaler is not None)
+    groups = optim.groups(config.optim, model, config.model.name)
+    used = _used(plan, numbers.lr_used)
+    optimizer = optim.build(config.optim, groups, scaled=scaler is not None, used=used)
     example, _ = next(data.train.stream([Wanted(torch.arange(min(2, numbers.train_samples)))]))
     with precision.arithmetic():
         _try_out(model, example, data, config.model.name)
         step = comm.wrap(model, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
     return Parts(data, model, step, precision, OBJECTIVES[data.task])
+
+
+def _used(plan: Plan, lr: float) -> Settings:
+    return Settings(lr=lr, betas=plan.betas_used, alpha=plan.alpha_used, eps=plan.eps_used)
 
 
 def average(config: Config, model: nn.Module) -> Average | None:

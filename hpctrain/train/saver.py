@@ -6,7 +6,7 @@ crash of the process loses the save that is in flight, which nobody has been tol
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -50,6 +50,7 @@ class Saver:
         evaluated: bool,
         score: float | None = None,
         score_name: Literal["accuracy", "error"] = "accuracy",
+        losses: Sequence[tuple[int, float | None]] = (),
     ) -> None:
         """Take the state after `done` steps, and see that it gets published.
 
@@ -61,7 +62,8 @@ class Saver:
         waited_s = time.perf_counter() - began
         snapshot = self._buffers.take(done, model, step, average, rng)
         copied_s = time.perf_counter() - began - waited_s
-        publish = partial(self._checkpoints.publish, snapshot, evaluated=evaluated, score=score, score_name=score_name)
+        publish = partial(self._checkpoints.publish, snapshot, evaluated=evaluated, score=score, score_name=score_name,
+                          losses=tuple(losses))  # fmt: skip
         size = sum(map(len, snapshot.files.values()))
         note = f"saved       step {done}  {size / 2**20:,.1f} MiB  waited {waited_s:.3f} s  copied {copied_s:.3f} s"
         self._thread = threading.Thread(target=self._write, args=(publish, began, note), name=SAVING, daemon=True)

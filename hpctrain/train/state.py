@@ -87,7 +87,16 @@ def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], Scalars]
             else:
                 raise CheckpointError(f"{type(optimizer).__name__} keeps {name} as {type(value).__name__}: not savable")
     groups = [len(group["params"]) for group in packed["param_groups"]]
-    return found, {"kind": type(optimizer).__name__, "state": scalars, "groups": groups}
+    return found, {"kind": kind(optimizer), "state": scalars, "groups": groups}
+
+
+def kind(optimizer: Optimizer) -> str:
+    """Return the class of an optimizer, with the options that decide which state it keeps."""
+    name, group = type(optimizer).__name__, optimizer.param_groups[0]
+    options = [option for option in ("amsgrad", "centered") if group.get(option)]
+    if name == "RMSprop" and group["momentum"]:
+        options.append("momentum")
+    return " with ".join([name, " and ".join(options)]) if options else name
 
 
 def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name: str) -> None:
@@ -100,11 +109,12 @@ def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name:
     """
     packed = optimizer.state_dict()
     groups = [len(group["params"]) for group in packed["param_groups"]]
-    if scalars["kind"] != type(optimizer).__name__ or scalars["groups"] != groups:
+    if scalars["kind"] != kind(optimizer) or scalars["groups"] != groups:
+        same = scalars["kind"] == kind(optimizer) and sum(scalars["groups"]) == sum(groups)
         raise CheckpointError(
             f"{name} holds the state of {scalars['kind']} over {scalars['groups']} parameters; the config's "
-            f"optimizer is {type(optimizer).__name__} over {groups}",
-            "go on with the optimizer of the checkpoint, or start a new run",
+            f"optimizer is {kind(optimizer)} over {groups}",
+            f"go on with the {'optim.weight_decay_on' if same else 'optimizer'} of the checkpoint, or start a new run",
         )
     state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in scalars["state"].items()}
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
@@ -116,6 +126,11 @@ def load_optimizer(optimizer: Optimizer, content: bytes, scalars: Scalars, name:
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)  # noqa: PLW2901
         state.setdefault(int(number), {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
+    for index, entries in state.items():  # torch gives all of it the dtype of the parameters: back again
+        loaded = optimizer.state[parameters[index]]
+        for entry, value in entries.items():
+            if isinstance(value, Tensor) and loaded[entry].dtype != value.dtype:
+                loaded[entry] = value.to(loaded[entry].device)
 
 
 def _apart(shared: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
         (
             "lr: 0.1",
             "lr: 1, scale: lin",
-            "5:23: optim.scale: expected one of linear, none, got 'lin'; did you mean linear?",
+            "5:23: optim.scale: expected one of linear, sqrt, none, got 'lin'; did you mean linear?",
         ),
         (
             "name: run",

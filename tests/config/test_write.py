@@ -13,6 +13,7 @@ from hpctrain.config import schema
 from hpctrain.config.check import NEEDED, check
 from hpctrain.config.duration import Duration
 from hpctrain.config.fields import Spec, fields, take_apart
+from hpctrain.config.optim import unread
 from hpctrain.config.scalars import LARGEST
 
 ODD = [
@@ -106,6 +107,13 @@ def with_arguments(data: schema.Data) -> st.SearchStrategy[schema.Data]:
     return st.just(data) if kind is None else arguments(kind).map(lambda args: msgspec.structs.replace(data, args=args))
 
 
+def read(optim):
+    """Take back what nothing reads, or hardly any example would pass."""
+    plain = schema.Optim(lr=1.0)
+    idle = {key: getattr(plain, key) for key, _ in unread(optim)}
+    return msgspec.structs.replace(optim, **idle)
+
+
 TRAINING = st.fixed_dictionaries({
     "model": st.sampled_from(sorted(schema.MODEL_ARGS)).flatmap(
         lambda name: st.builds(schema.Model, name=st.just(name), args=arguments(schema.MODEL_ARGS[name]))
@@ -113,7 +121,7 @@ TRAINING = st.fixed_dictionaries({
     | st.builds(schema.Model, name=st.just("pkg.net:build"), args=st.dictionaries(TEXTS, FREE, max_size=3)),
     "data": structs(schema.Data).flatmap(with_arguments),
     "batch": st.builds(schema.Batch, per_rank=st.integers(1, 10**6), tail=st.sampled_from(["keep", "drop"])),
-    "optim": structs(schema.Optim),
+    "optim": structs(schema.Optim).map(read),
     "train": st.builds(schema.Train, epochs=st.integers(1, 10**6), eval_every=values(take_apart(Duration))),
 })  # fmt: skip
 COMMAND = st.fixed_dictionaries({"command": st.lists(TEXTS, min_size=1, max_size=3).map(tuple)})
@@ -123,6 +131,7 @@ SAFE = {
     "data": schema.Data(dataset="mnist"),
     "model": schema.Model(name="mlp"),
     "optim": schema.Optim(lr=0.1),
+    "train": schema.Train(epochs=1),
     "slurm": schema.Slurm(),
     "env": schema.Env(),
     "dist": schema.Dist(),
@@ -136,8 +145,9 @@ def configs(draw):
     given = draw(TRAINING | COMMAND) | {"name": "run"}
     for key in draw(st.lists(st.sampled_from(SECTIONS), max_size=3, unique=True)):
         given[key] = draw(values(fields(schema.Config)[key].spec))
-    blamed = {key.split(".")[0] for key, _ in check(schema.Config(**given))}
-    return schema.Config(**given | {key: SAFE[key] for key in blamed})
+    while blamed := {key.split(".")[0] for key, _ in check(schema.Config(**given))}:
+        given |= {key: SAFE[key] for key in blamed}
+    return schema.Config(**given)
 
 
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
@@ -198,15 +208,17 @@ optim:
   scale: linear
   warmup: 0 steps
   schedule: constant
-  decay: 0.1
-  decay_every: 30 epochs
   momentum: 0.0
   nesterov: false
+  dampening: 0.0
   weight_decay: 0.0
+  weight_decay_on: auto
 precision: fp32
 train:
   epochs: 3
   eval_every: 1 epoch
+  l1: 0.0
+  l2: 0.0
   on_nan: stop
 """
     )
