@@ -21,10 +21,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "lamb": {"name": "lamb", "lr": 0.02, "momentum": 0.0, "weight_decay": 0.01},
 }
 MODELS = {"mlp": {}, "cnn": CNN}
-RAGGED: dict[str, dict[str, Any]] = {
-    "data": {"samples": 1000},
-    "batch": {"global_": 48},
-}  # epochs of 21 steps, the last of 40 samples
+# epochs of 21 steps, the last of 40 samples
+RAGGED: dict[str, dict[str, Any]] = {"data": {"samples": 1000}, "batch": {"global_": 48}}
 
 
 def learned(job: Job) -> None:
