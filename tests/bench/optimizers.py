@@ -1,4 +1,4 @@
-"""What an update costs: one kernel for all parameters (fused), one per operation (foreach), or one per parameter (loop).
+"""What an update costs: one kernel for all parameters (fused), for each operation (foreach), for each parameter (loop).
 
     python tests/bench/optimizers.py [--repeats N]
 
