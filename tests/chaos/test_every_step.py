@@ -17,6 +17,11 @@ CONFIG = {
     "checkpoint": {"every": Duration(1, "steps"), "keep": STEPS},
     "log": {"every": Duration(5, "steps")},
 }
+OURS = {
+    "name": "cnn",
+    "args": {"channels": [4, 8], "hidden": 16, "norm": "after", "dropout": 0.5, "dropout_blocks": 0.1},
+    "freeze": ("0.*", "3.*"),
+}
 AUGMENT = {"crop": "padded", "padding": 1, "flip": True, "cutout": 2, "mixup": 0.4}
 
 
@@ -31,11 +36,11 @@ RECIPES = {
 LIMITS = {"l1": 1e-5, "l2": 1e-4, "clip_norm": 1.0, "clip_value": 0.5, "max_norm": 2.0}
 
 
-def config(precision, recipe=None):
+def config(precision, recipe=None, **more):
     from hpctrain.config.datasets import Augment, Split
 
     data = {**CONFIG["data"], "augment": Augment(**AUGMENT)}
-    changes = {**CONFIG, "data": data}
+    changes = {**CONFIG, "data": data, **more}
     if recipe is not None:
         changes["data"] = data | {"split": Split(validation=0.2)}
         changes["optim"] = {"warmup": Duration(7, "steps"), "momentum": 0.0, **RECIPES[recipe]}
@@ -69,3 +74,8 @@ def test_every_part_of_a_recipe_goes_on_to_the_same_bytes(ranks: Ranks, recipe, 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_a_run_goes_on_from_every_step_to_the_same_bytes(ranks: Ranks, size, precision):
     check_every_step(ranks, size, config(precision))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_so_does_a_model_of_ours_with_dropout_and_a_frozen_layer(ranks: Ranks, size):
+    check_every_step(ranks, size, config("fp32", model=OURS))

@@ -147,7 +147,7 @@ def configs(draw):
     given = draw(TRAINING | COMMAND) | {"name": "run"}
     for key in draw(st.lists(st.sampled_from(SECTIONS), max_size=3, unique=True)):
         given[key] = draw(values(fields(schema.Config)[key].spec))
-    while blamed := {key.split(".")[0] for key, _ in check(schema.Config(**given))}:
+    while blamed := {re.split(r"[.\[]", key)[0] for key, _ in check(schema.Config(**given))}:
         given |= {key: SAFE[key] for key in blamed}
     return schema.Config(**given)
 

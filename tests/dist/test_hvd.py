@@ -118,7 +118,17 @@ def test_fp16_compression_rounds_and_no_more(ranks):
     assert 1e-9 < (torch.tensor(first) - reference).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "args": {"hidden": [16]}}, {"name": "cnn", "args": {"channels": [4, 8]}}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "mlp", "args": {"hidden": [16]}},
+        {"name": "mlp", "args": {"hidden": [16], "dropout": 0.5}},
+        {"name": "mlp", "args": {"hidden": [16]}, "freeze": ("1.*",)},
+        {"name": "cnn", "args": {"channels": [4, 8]}},
+        {"name": "tests.train.nets:auxiliary", "args": {}},
+    ],
+    ids=["mlp", "dropout", "frozen", "cnn", "auxiliary"],
+)
 def test_two_ranks_end_as_with_ddp_to_the_byte(ranks, model):
     ours, weights = train(ranks, 2, model=model, log={"samples": True})
     theirs, reference = train(ranks, 2, Dist(), model=model, log={"samples": True})

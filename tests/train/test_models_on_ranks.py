@@ -30,6 +30,7 @@ CASES = {
     "hinge of classes": {"loss": "hinge"},
     "huber": {"loss": "huber"},
     "own loss": {"loss": OWN},
+    "own model with an auxiliary output": {"model": {"name": "tests.train.nets:auxiliary", "args": {}}},
     "frozen": {"model": {"freeze": ("1.*",)}},
 }
 
