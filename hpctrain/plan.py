@@ -16,8 +16,8 @@ from hpctrain.errors import ConfigError, UsageError
 from hpctrain.planned import Launcher, Layout, Plan, Samples, Weights, curve, settings
 
 __all__ = [
-    "Launcher", "Layout", "Plan", "Samples", "Weights", "accumulation", "curve", "layout_here", "layout_on_slurm", "make",
-    "settings",
+    "Launcher", "Layout", "Plan", "Samples", "Weights", "accumulation", "curve", "layout_here", "layout_on_slurm",
+    "make", "settings",
 ]  # fmt: skip
 
 _FROM = {
