@@ -227,6 +227,9 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
         global_batch=global_batch,
         lr_asked=optim.lr,
     )
+    if config.log.noise_scale and passes == 1:
+        hint = "one pass of one rank has no smaller batch to compare with; use batch.accumulate=2, or more ranks"
+        problems.append(loaded.problem("log.noise_scale", hint))
     used = settings(base, config)
     base = msgspec.structs.replace(
         base, lr_used=used.lr, betas_used=used.betas, alpha_used=used.alpha, eps_used=used.eps

@@ -19,11 +19,14 @@ ckpt list RUN --json
 ckpt verify RUN [STEP] --json
 doctor --json
 eject CONFIG [key=value]...
+eval RUN [key=value]... --ckpt --ranks --split
+find-batch CONFIG [key=value]... --ranks
+find-lr CONFIG [key=value]... --from --picture --ranks --steps --to
 list --json
 logs RUN --attempt --follow --rank
 pack [SRC] [OUT] --on-error --quality --resize --seed --shard-mb --verify --workers
 resume RUN [key=value]... --code --dry-run --follow --scheduler
-run CONFIG [key=value]... --debug --ranks
+run CONFIG [key=value]... --debug --overfit --overfit-steps --ranks
 sandbox down
 sandbox node VERB NAME
 sandbox run -- CMD [ARG]... --accounting --cpus-per-node --gpus-per-node --network --nodes --partition
@@ -35,7 +38,7 @@ why RUN --json
 """
 
 KEYS = """
-name runs seed device precision command
+name runs seed device precision command folds
 slurm.partition slurm.account slurm.qos slurm.nodes slurm.gpus_per_node slurm.ranks_per_node slurm.cpus_per_task
 slurm.time slurm.mem slurm.constraint slurm.gres slurm.exclude slurm.nodelist slurm.reservation slurm.dependency
 slurm.mail_type slurm.mail_user slurm.signal_s slurm.template
@@ -60,7 +63,7 @@ train.compile train.on_nan
 checkpoint.every checkpoint.keep checkpoint.keep_best checkpoint.background
 restart.preempted restart.time_limit restart.node_failure restart.rank_killed restart.hang restart.out_of_memory
 restart.rendezvous_failed
-log.every log.samples
+log.every log.samples log.noise_scale
 """
 
 

@@ -78,6 +78,10 @@ def packed(folder: Path) -> Path:
     ("name", "make", "overrides"),
     [
         ("imagenet_resnet50", lambda folder: pictures(folder, "val"), []),
+        ("imagenet_lars", lambda folder: pictures(folder, "val"), ["model.name=resnet18"]),
+        ("imagenet_inception", lambda folder: pictures(folder, "val"), ["data.args.size=64", "data.args.resize=72"]),
+        ("imagenet_vit", lambda folder: pictures(folder, "val"), ["model.name=vit-tiny"]),
+        ("cifar2_folder", lambda folder: pictures(folder, "test"), ["model.args.hidden=[16]"]),
         ("imagenet_shards", packed, []),
         (
             "cards_cnn",
@@ -90,7 +94,8 @@ def test_a_config_of_pictures_runs_from_end_to_end(tmp_path, name, make, overrid
     data, staged = make(tmp_path), tmp_path / "staged"
     staged.mkdir()
     command = [sys.executable, "-m", "hpctrain", "run", str(ROOT / f"configs/{name}.yaml"), "--ranks", "2"]
-    command += [f"data.path={data}", f"runs={tmp_path / 'runs'}", "data.args.size=32", "data.args.resize=36"]
+    sizes = [] if "data.args.size=64" in overrides else ["data.args.size=32", "data.args.resize=36"]
+    command += [f"data.path={data}", f"runs={tmp_path / 'runs'}", *sizes]
     command += ["slurm.gpus_per_node=0", "precision=fp32", "batch.global=16", "train.epochs=2", "optim.warmup=1 steps"]
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     env |= {"SLURM_TMPDIR": str(staged)}

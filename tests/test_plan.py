@@ -143,3 +143,30 @@ def test_ranks_that_do_not_divide_the_global_batch_are_refused_with_the_arithmet
         f"{sums}: they cannot be shared evenly, and another global batch would repeat samples or leave them out\n"
         f"  go on with dist.ranks={near}"
     )
+
+
+def test_lengths_of_a_schedule_become_steps(plan_of):
+    plan = plan_of("optim.schedule=multistep", "optim.milestones=[1 epoch, 1000 steps, 90 %]")
+    assert plan.milestone_steps == (469, 1000, 1266)
+    assert plan_of("optim.schedule=linear", "optim.decay_over=2 epochs").decay_over_steps == 938
+    assert plan_of("optim.schedule=restarts", "optim.period=1 epoch").period_steps == 469
+    assert plan_of("optim.schedule=onecycle", "optim.warmup=0 steps", "optim.rise=50 %").rise_steps == 704
+
+
+def test_the_square_root_rule_has_a_largest_batch(plan_of):
+    scaled = ["optim.scale=sqrt", "optim.base_batch=16"]
+    plan = plan_of(*scaled, "optim.name=adam")
+    assert (plan.lr_used, plan.betas_used) == (pytest.approx(0.1 * 8**0.5), pytest.approx((0.2, 0.992)))
+    assert plan_of(*scaled, "optim.name=lamb").betas_used == (0.9, 0.999)
+    with pytest.raises(ConfigError) as caught:
+        plan_of(*scaled, "optim.name=adam", "batch.global=256")
+    message = "sqrt makes 1 - beta larger than 1 for a global batch of 256; it goes up to 160"
+    assert caught.value.problems == (f"command line: optim.scale=sqrt: {message}, else use scale: linear or none",)
+
+
+def test_one_cycle_must_have_a_way_down(plan_of):
+    with pytest.raises(ConfigError) as caught:
+        plan_of("optim.schedule=onecycle", "optim.warmup=0 steps", "optim.rise=3 epochs")
+    assert caught.value.problems == (
+        "command line: optim.rise=3 epochs: 1407 of 1407 steps leave none for the way down; use fewer",
+    )

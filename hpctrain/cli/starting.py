@@ -16,12 +16,12 @@ from hpctrain.errors import ClusterError, UsageError
 @click.option("--ranks", type=click.IntRange(min=1), help="Plan for so many ranks on this machine.")
 def check(config: Path, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, ranks: int | None) -> None:
     """Say what is wrong with CONFIG, all at once, or show the plan."""
-    from hpctrain.launch import ready
+    from hpctrain.launch import folds, ready
     from hpctrain.launch.describe import describe
 
     if ranks and scheduler == "slurm":
         raise UsageError("--ranks is for this machine, not for Slurm", "slurm.nodes=N slurm.ranks_per_node=M")
-    loaded = parts.load(config, overrides)
+    loaded = folds.one(parts.load(config, overrides), 1)
     where: parts.Scheduler = "local" if ranks else parts.choose(scheduler)
     plan = ready.make_plan(loaded, where, ranks, count=False)
     try:
@@ -47,9 +47,10 @@ def submit(
         raise UsageError(
             f"--dry-run prints Slurm's batch script and submits nothing, {other} needs a run", "leave one of them out"
         )
-    from hpctrain.launch import ready
+    from hpctrain.launch import folds, ready
 
     loaded = parts.load(config, overrides)
+    folds.refuse(loaded)
     where: parts.Scheduler = "slurm" if dry_run else parts.choose(scheduler)
     plan = ready.make_plan(loaded, where, count=not dry_run)
     if dry_run:
@@ -106,9 +107,13 @@ def run(
         verdict = practice.overfit(parts.load(config, overrides), overfit, ranks=ranks, steps=overfit_steps)
         print(verdict, file=sys.stderr)
         return
-    from hpctrain.launch.here import run_here
+    from hpctrain.launch import folds, here
 
-    sys.exit(run_here(parts.load(config, overrides), ranks=ranks, debug=debug))
+    loaded = parts.load(config, overrides)
+    if loaded.config.folds is not None and not debug:
+        sys.exit(folds.run_all(loaded, ranks=ranks))
+    code, _ = here.run(folds.one(loaded, 1), ranks=ranks, debug=debug)
+    sys.exit(code)
 
 
 @click.command()
@@ -153,7 +158,9 @@ def resume(
 def eject(config: Path, overrides: tuple[str, ...]) -> None:
     """Print a batch script for CONFIG that needs no hpctrain on the login node."""
     from hpctrain.launch.eject import eject as eject_script
+    from hpctrain.launch.folds import refuse
     from hpctrain.launch.ready import make_plan
 
     loaded = parts.load(config, overrides)
+    refuse(loaded)
     sys.stdout.write(eject_script(loaded, make_plan(loaded, "slurm"), python=sys.executable))

@@ -76,8 +76,21 @@ def _model(config: Config) -> Found:
 
 
 def _data(config: Config) -> Found:
+    yield from _folds(config)
     if config.data is not None:
         yield from check_data.check(config.data)
+
+
+def _folds(config: Config) -> Found:
+    if config.folds is None:
+        return
+    if config.command is not None:
+        yield "folds", "a command splits its own data; remove it"
+    elif config.data is not None:
+        if config.data.split.fold is not None or config.data.split.validation:
+            yield "folds", "sets each part apart in turn; remove data.split.fold and data.split.validation"
+        if config.data.dataset == "synthetic":
+            yield "folds", "synthetic images are random, there is nothing to set apart; remove it"
 
 
 def _slurm(config: Config) -> Found:
@@ -145,6 +158,8 @@ def _compression(config: Config) -> Found:
 def _adasum(config: Config) -> Found:
     if config.dist.horovod.op != "adasum":
         return
+    if config.log.noise_scale:
+        yield "log.noise_scale", "adasum makes no mean gradient of the whole batch; remove it, or use op: average"
     if config.dist.backend == "gloo":
         yield "dist.horovod.op", "adasum needs MPI; use backend: mpi with launcher: mpirun or srun"
     if config.train is not None and config.train.on_nan != "stop":

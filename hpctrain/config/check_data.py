@@ -1,6 +1,9 @@
 """Rules between the fields of the section `data`, and what a config alone tells of a dataset."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from hpctrain.config.datasets import (
     DATASET_ARGS,
@@ -9,6 +12,7 @@ from hpctrain.config.datasets import (
     Data,
     FolderArgs,
     PictureArgs,
+    PointsArgs,
     ShardsArgs,
     Split,
     SyntheticArgs,
@@ -38,7 +42,7 @@ Found = Iterator[tuple[str, str]]
 
 def check(data: Data) -> Found:
     """Yield the dotted key to blame, and a message."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     yield from _path(data)
     yield from _split(data, args)
     yield from _reading(data, args)
@@ -54,7 +58,7 @@ def check(data: Data) -> Found:
 
 
 def _path(data: Data) -> Found:
-    if data.path is not None and data.dataset in {"digits", "synthetic"}:
+    if data.path is not None and data.dataset in {"digits", "points", "synthetic"}:
         yield "data.path", f"{data.dataset} reads no files; remove path, or use dataset: mnist"
     if data.path is None and data.dataset in _FILES:
         yield "data.path", f"missing; give {_FILES[data.dataset]}"
@@ -114,24 +118,25 @@ def _augment(data: Data, args: object) -> Found:
         low, high = getattr(augment, key)
         if low > high:
             yield f"data.augment.{key}", f"runs from {low:g} down to {high:g}; give the smaller number first"
-    if isinstance(args, TableArgs):
-        yield from _augment_table(data, args)
+    if isinstance(args, TableArgs | PointsArgs):
+        yield from _augment_rows(data)
         return
     if augment.crop == "resized" and not isinstance(args, PictureArgs):
         yield "data.augment.crop", f"resized is for encoded pictures, not for {data.dataset}; use padded or none"
     yield from ((f"data.augment.{key}", message) for key, message in too_large(augment, side(data)))
 
 
-def _augment_table(data: Data, args: TableArgs) -> Found:
-    """Numbers in columns are no images; classes may be mixed and smoothed, numbers not."""
-    default, classes = Augment(), args.task == "classification"
+def _augment_rows(data: Data) -> Found:
+    """Rows of numbers are no images; classes may be mixed and smoothed, numbers not."""
+    default, what = Augment(), "a table" if data.dataset == "table" else data.dataset
     for key in Augment.__struct_fields__:
         if getattr(data.augment, key) == getattr(default, key):
             continue
         if key not in {"mixup", "label_smoothing"}:
-            yield f"data.augment.{key}", "is for images, not for a table; remove it"
-        elif not classes:
-            yield f"data.augment.{key}", "is for classes, not for a regression; remove it, or use task: classification"
+            yield f"data.augment.{key}", f"is for images, not for {what}; remove it"
+        elif classes(data) == 0:
+            other = ", or use task: classification" if data.dataset == "table" else ""
+            yield f"data.augment.{key}", f"is for classes, not for a regression; remove it{other}"
 
 
 def too_large(augment: Augment, side: int | None) -> Found:
@@ -144,9 +149,19 @@ def too_large(augment: Augment, side: int | None) -> Found:
         yield "cutout", f"a square of {augment.cutout} blanks all {side} pixels; give at most {side - 1}"
 
 
+def _args(data: Data) -> Any:
+    """Return the arguments of a dataset that comes along; None for the user's own, or where one is missing."""
+    if data.dataset not in DATASET_ARGS:
+        return None
+    try:
+        return arguments(DATASET_ARGS[data.dataset], data.args)
+    except msgspec.ValidationError:  # which was reported where it was read
+        return None
+
+
 def side(data: Data) -> int | None:
     """Return the shorter side of the images that the model gets, where the config tells."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     if isinstance(args, SyntheticArgs):
         return min(args.shape[1:])
     return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)
@@ -154,11 +169,13 @@ def side(data: Data) -> int | None:
 
 def classes(data: Data) -> int | None:
     """Return how many classes there are, where the config tells; 0: a number is predicted."""
-    args = arguments(DATASET_ARGS[data.dataset], data.args) if data.dataset in DATASET_ARGS else None
+    args = _args(data)
     if isinstance(args, SyntheticArgs):
         return args.classes
     if isinstance(args, CifarArgs) and args.only:
         return len(args.only)
+    if isinstance(args, PointsArgs):
+        return 0 if args.kind == "line" else 2
     if isinstance(args, TableArgs) and args.task == "regression":
         return 0
     return _CLASSES.get(data.dataset)

@@ -67,8 +67,11 @@ def loss_problems(config: Config, classes: int | None) -> Found:
     elif own is not None and loss not in own and ":" not in loss:
         yield "loss", f"{loss} does not fit {name}; use auto or {' or '.join(own)}, or model: {{name: linear}}"
     elif loss == "binary_cross_entropy" and classes is not None and classes > 2:
-        use = "mse, or model: {name: linear}" if name == "logistic" else "cross_entropy"
-        yield "loss", f"binary_cross_entropy is of two classes, and there are {classes}; use {use}"
+        told = f"is of two classes, and there are {classes}"
+        if config.loss == "auto":
+            yield "model.name", f"{name} {told}; use loss: mse for a sigmoid of each, or model: {{name: linear}}"
+        else:
+            yield "loss", f"binary_cross_entropy {told}; use {'mse' if name == 'logistic' else 'cross_entropy'}"
     mixes = "" if config.data is None else check_data.mixes(config.data)
     if loss in {"hinge", "perceptron"} and mixes:
         yield "loss", f"{loss} needs whole classes, and data.augment.{mixes} mixes them; use cross_entropy"
@@ -81,13 +84,11 @@ def _unread(config: Config) -> Found:
 
 
 def _metrics(config: Config, classes: int | None) -> Found:
-    for metric in config.metrics:
-        if config.metrics.count(metric) > 1:
-            yield "metrics", f"{metric} is named twice"
-            return
-    for metric in config.metrics:
-        if problem := metric_problem(metric, classes):
-            yield "metrics", problem
+    for index, metric in enumerate(config.metrics):
+        if metric in config.metrics[:index]:
+            yield f"metrics[{index}]", f"{metric} is named twice"
+        elif problem := metric_problem(metric, classes):
+            yield f"metrics[{index}]", problem
 
 
 def metric_problem(metric: str, classes: int | None) -> str:
@@ -150,8 +151,9 @@ def _inputs(config: Config, model: Model) -> Found:
     """Do the inputs fit a model that comes along?"""
     if config.data is None:
         return
-    if config.data.dataset == "table" and model.name not in TAKES_TABLES:
-        yield "model.name", f"{model.name} needs images, and a table has none; use mlp"
+    if config.data.dataset in {"table", "points"} and model.name not in TAKES_TABLES:
+        what = "a table has" if config.data.dataset == "table" else "points have"
+        yield "model.name", f"{model.name} needs images, and {what} none; use mlp"
         return
     side = check_data.side(config.data)
     if side is None:  # the ranks see it

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from hpctrain.config.texts import Column, Fold, Fraction, Function, Line, NonNegative, Path, Positive, Workers
+from hpctrain.config.texts import Column, Count, Fold, Fraction, Function, Line, NonNegative, Path, Positive, Workers
 
 
 class SyntheticArgs(Struct, frozen=True, kw_only=True):
@@ -79,6 +79,23 @@ class TableArgs(Struct, frozen=True, kw_only=True):
     """Between two columns."""
 
 
+class PointsArgs(Struct, frozen=True, kw_only=True):
+    """Arguments of `dataset: points`."""
+
+    kind: Literal["line", "separable", "clusters", "xor"]
+    """line: y = 2 x1 - 3 x2 + 0.5, a number; separable: two classes, at least 0.2 from the line 0.6 x1 + 0.8 x2 = 0;
+    clusters: two classes around (-1, -0.5) and (1, 0.5); xor: the corners of a square in turn, of class 1 where exactly
+    one of x1 and x2 is 1."""
+    count: Positive = 200
+    """Training points."""
+    test_count: Positive = 100
+    """Test points, which are others unless there is no noise to tell them apart."""
+    noise: NonNegative = 0.0
+    """Standard deviation of what is added: to y of a line, else to both coordinates."""
+    seed: Count = 0
+    """Of the points; the seed of the run draws weights, order and splits."""
+
+
 class Split(Struct, frozen=True, kw_only=True):
     """Samples that are set apart from the training set, by a permutation that `seed` gives."""
 
@@ -122,13 +139,15 @@ class Data(Struct, frozen=True, kw_only=True):
     """The dataset."""
 
     dataset: (
-        Literal["mnist", "digits", "synthetic", "idx", "cifar10", "cifar100", "folder", "shards", "table"] | Function
+        Literal["mnist", "digits", "points", "synthetic", "idx", "cifar10", "cifar100", "folder", "shards", "table"]
+        | Function
     )
     """mnist: IDX files, .gz or not; idx: others of that family, by the same names; digits: 1,797 real handwritten
-    8 x 8 digits that come along; synthetic: random images for benchmarks; cifar10, cifar100: their binary files;
-    folder: pictures in one directory for each class; shards: tar files as WebDataset writes them, see `hpctrain pack`;
-    table: a CSV file; or the user's own function as package.module:function, called with `split` (train or test) and
-    `args`, and returning a map-style dataset of (input, label)."""
+    8 x 8 digits that come along; points: a few points in the plane, for first exercises; synthetic: random images for
+    benchmarks; cifar10, cifar100: their binary files; folder: pictures in one directory for each class; shards: tar
+    files as WebDataset writes them, see `hpctrain pack`; table: a CSV file; or the user's own function as
+    package.module:function, called with `split` (train or test) and `args`, and returning a map-style dataset of
+    (input, label)."""
     path: Path | None = None
     """Directory of the files, or the file of a table; for mnist `$HPCTRAIN_DATA/mnist` if absent."""
     samples: Positive | None = None
@@ -157,6 +176,7 @@ class Data(Struct, frozen=True, kw_only=True):
 DATASET_ARGS: dict[str, type[Struct]] = {
     "mnist": NoArgs,
     "digits": NoArgs,
+    "points": PointsArgs,
     "synthetic": SyntheticArgs,
     "idx": NoArgs,
     "cifar10": CifarArgs,

@@ -131,6 +131,9 @@ class Log(Struct, frozen=True, kw_only=True):
     """Length between two lines of metrics.jsonl."""
     samples: bool = False
     """Write which samples each rank saw in each step (attempts/N/samples)."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale (McCandlish et al. 2018, appendix A.1), a number of samples: a batch far beyond
+    it is of little use. Needs two passes per step or two ranks; a step costs some percent more."""
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -165,6 +168,9 @@ class Config(Struct, frozen=True, kw_only=True):
     23, on GPUs since A100; bf16, fp16: autocast with float32 weights, fp16 with a scaled loss; fp64: for proofs of
     equality."""
     train: Train | None = None
+    folds: Annotated[int, Meta(ge=2, le=1000)] | None = None
+    """K runs, each with another K-th of the training samples for validation (`data.split.fold`), one after the other,
+    and mean and deviation of what they found; by hpctrain run."""
     checkpoint: Checkpoint = Checkpoint()
     restart: Restart = Restart()
     log: Log = Log()

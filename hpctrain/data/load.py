@@ -34,6 +34,8 @@ def load(data: Data, plan: Plan, *, device: torch.device, dtype: torch.dtype) ->
         return pictures.load(data, train, test, plan, device=device, dtype=dtype)
     if data.dataset == "table":
         from hpctrain.data.table import load as read
+    elif data.dataset == "points":
+        from hpctrain.data.points import load as read
     else:
         from hpctrain.data.images import load as read
     return read(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, ShardsArgs, TableArgs
+from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, TableArgs
 from hpctrain.config.schema import arguments
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
@@ -96,8 +96,8 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
     if data.dataset == "synthetic":
         train = data.samples or SYNTHETIC_TRAIN
         return Found(train, max(train // 5, 1))
-    if data.dataset == "digits":
-        return Found(DIGITS_TRAIN, DIGITS_TEST)
+    if data.dataset in {"digits", "points"}:
+        return _comes_along(data)
     if ":" in data.dataset:  # it must be called, which is for the child that counts
         return Found(None, None)
     if data.dataset in {"folder", "shards"}:
@@ -108,6 +108,13 @@ def _find(data: Data, env: Mapping[str, str]) -> Found:
         path = _absolute(data.path or "")
         return Found(columns.count(path, arguments(TableArgs, data.args)), None, path)
     return _whole_files(data, _directory(data, env))
+
+
+def _comes_along(data: Data) -> Found:
+    if data.dataset == "digits":
+        return Found(DIGITS_TRAIN, DIGITS_TEST)
+    points: PointsArgs = arguments(PointsArgs, data.args)
+    return Found(points.count, points.test_count)
 
 
 def _whole_files(data: Data, directory: Path) -> Found:

@@ -22,6 +22,9 @@ class Step(Protocol):
     scaler: GradScaler | None
     """Scales the loss, and skips steps whose gradient overflows; its state belongs to a checkpoint."""
 
+    gain: float
+    """What the gradient of a rank's backward pass is, in gradients of its loss, before ranks are summed."""
+
     def forward(self, images: Tensor, *, last: bool) -> Outputs:
         """Run the model on a pass's images `(B, C, H, W)`; `last` says that gradients are summed after this pass."""
 
@@ -39,6 +42,9 @@ class Step(Protocol):
             max_norm: it is scaled down to this if its 2-norm is larger; None leaves it as it is.
             max_value: before that, each of its numbers is limited to this magnitude; None leaves them as they are.
         """
+
+    def gradient_norm(self) -> Tensor:
+        """Return the 2-norm of the summed gradient after the last pass, a scalar on the device; of a scaled loss."""
 
     def apply(self, *, only_finite: bool = False) -> bool:
         """Update the weights and drop the gradient; False if all ranks agreed to skip this step.

@@ -30,6 +30,7 @@ class DdpStep(SingleStep):
     ) -> None:
         super().__init__(model, optimizer, scaler)
         self._ddp = model
+        self.gain = float(divisor)
         # DDP divides by the ranks, unless a hook sums. This factor takes that back: a power of two exactly, others to
         # the last bit or so, but always in the same way.
         self._divisor = {dtype: torch.tensor(divisor, dtype=dtype, device=device) for dtype in _FLOATS}

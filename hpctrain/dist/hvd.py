@@ -143,6 +143,11 @@ class HorovodStep(SingleStep):
         self._wait()
         super().unscale_and_clip(max_norm, max_value)
 
+    def gradient_norm(self) -> Tensor:
+        """Wait for the sums first."""
+        self._wait()
+        return super().gradient_norm()
+
     def apply(self, *, only_finite: bool = False) -> bool:
         """Wait for the sums; update; drop the gradient."""
         self._wait()

@@ -15,6 +15,7 @@ class SingleStep:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None) -> None:
         self._model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.gain = 1.0
         self._unscaled = False
 
     def forward(self, images: Tensor, *, last: bool) -> Outputs:  # noqa: ARG002 - one rank sums nothing
@@ -34,6 +35,11 @@ class SingleStep:
             _clip_values([part.grad for part in self._model.parameters() if part.grad is not None], max_value)
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
+
+    def gradient_norm(self) -> Tensor:
+        """Return the 2-norm of the gradient."""
+        grads = [part.grad for part in self._model.parameters() if part.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
 
     def apply(self, *, only_finite: bool = False) -> bool:
         """Update the weights."""

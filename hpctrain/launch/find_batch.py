@@ -13,7 +13,7 @@ import msgspec
 
 from hpctrain import task as tasks
 from hpctrain.config.load import Loaded
-from hpctrain.config.schema import Batch
+from hpctrain.config.schema import Batch, Log
 from hpctrain.errors import JobError, UsageError
 from hpctrain.launch import ready, trial
 from hpctrain.plan import Plan
@@ -47,26 +47,29 @@ def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
         return bool(ended.result)
 
     most = max(plan.train_samples // plan.ranks, 1)
-    largest = search(fits, most)
+    largest = search(fits, most, first=plan.batch_per_rank or 1)
     if not largest:
         given = "the GPU's memory" if memory is None else f"{memory / 2**20:,.0f} MiB"
         raise UsageError(f"not even one sample per rank fits into {given}", "use a smaller model, or more memory")
     return proposal(plan, largest, whole=largest == most) | {"taken": taken[largest], "memory": memory}
 
 
-def search(fits: Callable[[int], bool], most: int) -> int:
+def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
     """Return the largest number up to `most` that fits, to a sixteenth; 0 if not even 1 does.
 
     Args:
         fits: is asked for each number once; what is larger than one that does not fit does not fit.
         most: there is no use for more.
+        first: is tried first.
     """
-    low, high = 0, 1
-    while fits(high):
-        low = high
-        if low == most:
-            return low
-        high = min(2 * high, most)
+    low, high = min(first, most), most + 1
+    while not fits(low):
+        if low == 1:
+            return 0
+        low, high = low // 2, low
+    while low < most < high:  # nothing has failed yet
+        middle = min(2 * low, most)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     while high - low > max(low // _FINE, 1):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -97,7 +100,7 @@ def proposal(plan: Plan, largest: int, *, whole: bool) -> dict[str, Any]:
 
 def _with(loaded: Loaded, per_rank: int) -> Loaded:
     config = loaded.config
-    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank, tail="keep")))
+    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank), log=Log()))
 
 
 def _memory(loaded: Loaded, plan: Plan) -> int | None:

@@ -6,10 +6,11 @@ import sys
 from hpctrain.config.load import Loaded
 from hpctrain.launch import ready, submit
 from hpctrain.launch.forks import server_for
+from hpctrain.rundir import RunDir
 
 
-def run_here(loaded: Loaded, *, ranks: int | None, debug: bool) -> int:
-    """Run a config to its end; return the exit code.
+def run(loaded: Loaded, *, ranks: int | None, debug: bool) -> tuple[int, RunDir]:
+    """Run a config to its end; return the exit code and the run directory.
 
     Args:
         loaded: the config.
@@ -26,7 +27,7 @@ def run_here(loaded: Loaded, *, ranks: int | None, debug: bool) -> int:
     if debug:
         from hpctrain.launch.local import debug as run_debug
 
-        return run_debug(directory, loaded.config)
+        return run_debug(directory, loaded.config), directory
     from hpctrain.launch.follow import Follower, first_cause
     from hpctrain.launch.local import supervise
 
@@ -35,4 +36,4 @@ def run_here(loaded: Loaded, *, ranks: int | None, debug: bool) -> int:
     follower.pump(directory.attempt_numbers()[-1], final=True)
     if code:
         print(f"hpctrain: {first_cause(directory)}", file=sys.stderr)
-    return code
+    return code, directory

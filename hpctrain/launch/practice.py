@@ -10,9 +10,9 @@ import msgspec
 
 from hpctrain import plan as planning
 from hpctrain import task as tasks
-from hpctrain.config.datasets import Augment
+from hpctrain.config.datasets import Augment, Data
 from hpctrain.config.load import Loaded, load
-from hpctrain.config.schema import Batch, Config, Train
+from hpctrain.config.schema import Batch, Checkpoint, Config, Log, Optim, Train
 from hpctrain.errors import JobError, UsageError
 from hpctrain.launch import checkpoints, ready, trial
 from hpctrain.plan import Plan
@@ -114,12 +114,21 @@ def _for_evaluation(config: Config) -> Config:
         raise UsageError("this run is of a command; only hpctrain's own training can be evaluated")
     return msgspec.structs.replace(
         config,
-        data=msgspec.structs.replace(config.data, augment=Augment(crop="none")),
+        data=_unvaried(config.data),
         model=msgspec.structs.replace(config.model, weights=None, weights_skip=(), freeze=()),
         batch=Batch(per_rank=1),
+        optim=Optim(lr=1.0),
         train=Train(steps=1),
+        checkpoint=Checkpoint(),
+        log=Log(),
         dist=msgspec.structs.replace(config.dist, ranks=None),
     )
+
+
+def _unvaried(data: Data) -> Data:
+    """Leave all augmentation out; only encoded pictures are cropped where nothing is said."""
+    crop: Literal["auto", "none"] = "none" if data.dataset in {"folder", "shards"} else "auto"
+    return msgspec.structs.replace(data, augment=Augment(crop=crop))
 
 
 def _refuse_other_data(before: Plan, now: Plan) -> None:
@@ -140,8 +149,9 @@ def _plain(loaded: Loaded) -> Loaded:
     return loaded.replaced(
         msgspec.structs.replace(
             config,
-            data=msgspec.structs.replace(config.data, augment=Augment(crop="none")),
+            data=_unvaried(config.data),
             optim=msgspec.structs.replace(config.optim, weight_decay=0.0),
+            train=msgspec.structs.replace(config.train, l1=0.0, l2=0.0, max_norm=None, stop_early=None),
         )
     )
 

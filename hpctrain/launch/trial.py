@@ -17,7 +17,7 @@ from hpctrain import task as tasks
 from hpctrain.config.load import Loaded
 from hpctrain.config.schema import Config, Restart
 from hpctrain.errors import ConfigError, JobError
-from hpctrain.launch import ready, submit
+from hpctrain.launch import folds, ready, submit
 from hpctrain.launch.follow import Follower
 from hpctrain.launch.forks import ForkServer, server_for
 from hpctrain.launch.local import supervise
@@ -62,6 +62,7 @@ def perform(
     Raises:
         ConfigError: the plan has problems.
     """
+    loaded = folds.one(loaded, 1)
     plan = ready.make_plan(loaded, "local", ranks)
     if loaded.config.command is not None:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """What a run reports of the steps since its last line in metrics.jsonl."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from hpctrain.data.batches import Share
 from hpctrain.dist.comm import Comm
@@ -42,14 +44,21 @@ class Interval:
         self.loss, self._score = comm.sum(self._meter.totals()).tolist()
         return math.isfinite(self.loss)
 
-    def write(self, done: int, lr: float, skipped: int) -> None:
-        """Write the line of the interval that ends after `done` steps, and begin a new one; nothing of no samples."""
+    def write(self, done: int, lr: float, skipped: int, more: Mapping[str, Any]) -> None:
+        """Write the line of the interval that ends after `done` steps, and begin a new one; nothing of no samples.
+
+        Args:
+            done: steps.
+            lr: used in the last one.
+            skipped: steps of this attempt that changed no weight so far.
+            more: what is told besides.
+        """
         count = self.seen - self._reported
         if count == 0:
             return
         seconds = self._timer.lap()
         self._report.write("train", step=done, samples=count, score=self._score, loss=self.loss / count, lr=lr,
-                           seconds=seconds, skipped=skipped)  # fmt: skip
+                           seconds=seconds, skipped=skipped, metrics=more)  # fmt: skip
         if self._grace is not None:
             self._grace.stepped(seconds * self._global_batch / count)
         self._begin()

@@ -29,6 +29,7 @@ from hpctrain.train.interval import Interval
 from hpctrain.train.keeper import Keeper
 from hpctrain.train.limits import limits
 from hpctrain.train.metrics import Lines, Meter, Report, Timer
+from hpctrain.train.noise import NoiseScale
 from hpctrain.train.outcome import Outcome
 from hpctrain.train.passes import Passes
 from hpctrain.train.prepare import Numbers, Parts
@@ -102,6 +103,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
     keeper.open(total - start, evaluations, timer, grace, enter, debug=debug)
     progress = Progress(run, attempt, start, comm.rank)
     guard = Guard("stop" if config.train is None else config.train.on_nan, parts.model, parts.step, comm.rank)
+    noise = _noise_scale(config, numbers, parts, comm)
     rates = Rates(config, plan, parts.step.optimizer, history)
     bounds = limits(config, parts.model, parts.step)
     sample_log = Lines(run.samples(attempt, comm.rank)) if config.log.samples else None
@@ -120,6 +122,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         index, lr = done, rates.assign(done)
         guard.begin(index)
         share = passes.run(index)
+        if noise is not None:
+            noise.measure(share)
         if bounds is not None:
             bounds.gradient()
         applied = guard.apply(index)
@@ -155,7 +159,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
                 passes.begin(done)
                 continue
         if reports:
-            interval.write(done, lr, guard.skipped)
+            interval.write(done, lr, guard.skipped, {} if noise is None else noise.report())
         if cause is not None:
             keeper.save(done, evaluated=not evaluates)
             break
@@ -189,6 +193,13 @@ def _report(run: RunDir, attempt: int, numbers: Numbers, parts: Parts, comm: Com
         total_steps=numbers.total_steps,
         score_name=parts.objective.score_name,
     )
+
+
+def _noise_scale(config: Config, numbers: Numbers, parts: Parts, comm: Comm) -> NoiseScale | None:
+    if not config.log.noise_scale:
+        return None
+    batch, accumulate = numbers.global_batch, numbers.accumulate
+    return NoiseScale(parts.model, parts.step, global_batch=batch, accumulate=accumulate, comm=comm)
 
 
 def _go_back(keeper: Keeper, guard: Guard, loss: float, done: int, lr: float) -> int:

@@ -13,6 +13,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Literal["completed", "stopped", "failed"]
     cause: Literal["time_limit", "preempted", "cancelled", "error"] | None = None
     message: str = ""
+    """What happened; of a run that is completed: why it ended before its last step, or nothing."""
     step: int
     """Optimizer steps that are done and saved."""
     total_steps: int
@@ -36,7 +37,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         scores = {"accuracy": self.accuracy, "error": self.error}
         score = next((f"{name} {value:.4f}" for name, value in scores.items() if value is not None), "not evaluated")
         speed = "" if self.samples_per_s is None else f", {self.samples_per_s:,.0f} samples/s"
-        how = self.verdict if self.cause is None else f"{self.verdict} ({self.cause})"
+        early = self.message.partition(":")[0] if self.verdict == "completed" else ""
+        why = self.cause or early
+        how = f"{self.verdict} ({why})" if why else self.verdict
         return f"{how}: step {self.step}/{self.total_steps}, {score}{speed}, {self.time_s:.1f} s"
 
 

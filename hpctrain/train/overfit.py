@@ -7,6 +7,7 @@ that nobody scaled, a loss that the gradient does not reach, or a rate that is f
 import math
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -86,7 +87,8 @@ def reason(sweeps: Sequence[float], losses: Sequence[float]) -> str:
             "the loss does not fall: look at the rate (hpctrain find-lr), then whether labels belong to their inputs, "
             "whether inputs are scaled, and how the weights start"
         )
-    if max(sweeps[len(sweeps) // 2 :]) > 2 * min(sweeps[len(sweeps) // 2 :]) and last > 0.1 * first:
+    half = sweeps[len(sweeps) // 2 :]
+    if any(after > 1.5 * before for before, after in pairwise(half)) and last > 0.1 * first:
         return "the loss jumps: the rate is too high (try optim.lr / 3), or single samples are bad"
     if last > 0.9 * middle:
         return (

@@ -68,7 +68,7 @@ class Tally:
     def _of_numbers(self, comm: Comm, samples: int) -> dict[str, Any]:
         # Each rank fills its own row, so that all merge the same numbers in the same order.
         rows = torch.zeros(comm.size, 5, dtype=torch.float64)
-        rows[comm.rank] = torch.tensor([*self._errors.tolist(), *self._spread])
+        rows[comm.rank] = torch.tensor([*self._errors.tolist(), *self._spread], dtype=torch.float64)
         whole, squared, absolute = Spread(), 0.0, 0.0
         for more_squared, more_absolute, *part in comm.sum(rows).tolist():
             squared, absolute, whole = squared + more_squared, absolute + more_absolute, merged(whole, Spread(*part))

@@ -180,6 +180,11 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             "cnn, args: {channels: []}",
             f"3:37: model.args.channels: expected a list of at least 1 value, each {NUMBER[9:]}, got one of 0",
         ),
+        (
+            "{dataset: mnist}",
+            "{dataset: table, path: t.csv, split: {test: 0.1}, args: {columns: [a]}}",
+            "2:63: data.args.target: missing; expected the name of a column",
+        ),
         ("mnist", "mnist, args: {a: 1}", "2:31: data.args.a: unknown argument of mnist; it has none"),
         (
             "mnist",
@@ -190,7 +195,7 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             "mnist",
             "mnits",
             (
-                "2:17: data.dataset: expected one of mnist, digits, synthetic, idx, cifar10, cifar100, folder, shards, "
+                "2:17: data.dataset: expected one of mnist, digits, points, synthetic, idx, cifar10, cifar100, folder, shards, "
                 "table, or the user's own as package.module:function, got 'mnits'; did you mean mnist?"
             ),
         ),

@@ -133,6 +133,7 @@ SAFE = {
     "loss": "auto",
     "metrics": (),
     "optim": schema.Optim(lr=0.1),
+    "train": schema.Train(epochs=1),
     "slurm": schema.Slurm(),
     "env": schema.Env(),
     "dist": schema.Dist(),
@@ -146,8 +147,9 @@ def configs(draw):
     given = draw(TRAINING | COMMAND) | {"name": "run"}
     for key in draw(st.lists(st.sampled_from(SECTIONS), max_size=3, unique=True)):
         given[key] = draw(values(fields(schema.Config)[key].spec))
-    blamed = {key.split(".")[0] for key, _ in check(schema.Config(**given))}
-    return schema.Config(**given | {key: SAFE[key] for key in blamed})
+    while blamed := {re.split(r"[.\[]", key)[0] for key, _ in check(schema.Config(**given))}:
+        given |= {key: SAFE[key] for key in blamed}
+    return schema.Config(**given)
 
 
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])

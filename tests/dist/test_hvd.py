@@ -4,6 +4,7 @@ import ast
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,17 @@ def test_fp16_compression_rounds_and_no_more(ranks):
     assert 1e-9 < (torch.tensor(first) - reference).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "args": {"hidden": [16]}}, {"name": "cnn", "args": {"channels": [4, 8]}}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "mlp", "args": {"hidden": [16]}},
+        {"name": "mlp", "args": {"hidden": [16], "dropout": 0.5}},
+        {"name": "mlp", "args": {"hidden": [16]}, "freeze": ("1.*",)},
+        {"name": "cnn", "args": {"channels": [4, 8]}},
+        {"name": "tests.train.nets:auxiliary", "args": {}},
+    ],
+    ids=["mlp", "dropout", "frozen", "cnn", "auxiliary"],
+)
 def test_two_ranks_end_as_with_ddp_to_the_byte(ranks, model):
     ours, weights = train(ranks, 2, model=model, log={"samples": True})
     theirs, reference = train(ranks, 2, Dist(), model=model, log={"samples": True})
@@ -210,3 +221,33 @@ def test_every_collective_has_a_name():
 def test_nothing_is_unpickled(ranks):
     """Groups make Horovod send names by its own `broadcast_object`, which is replaced."""
     values(ranks, "steps", 2, Dist(strategy="horovod", horovod=Horovod(groups=2)), no_pickle=True)
+
+
+RECIPES: list[dict[str, Any]] = [
+    {"name": "lars", "lr": 5.0, "momentum": 0.9, "weight_decay": 1e-3},
+    {"name": "lamb", "lr": 0.02, "momentum": 0.0},
+    {"name": "adamw", "lr": 0.003, "momentum": 0.0, "weight_decay": 0.1},
+    {"name": "adagrad", "lr": 0.05, "momentum": 0.0},
+    {"name": "nadam", "lr": 0.003, "momentum": 0.0, "weight_decay_on": "weights"},
+]
+
+
+@pytest.mark.parametrize("optim", RECIPES, ids=[recipe["name"] for recipe in RECIPES])
+def test_every_optimizer_with_limits_is_the_same_under_horovod_and_ddp_to_the_byte(ranks, optim):
+    limits = {"l1": 1e-4, "l2": 1e-3, "clip_norm": 0.5, "clip_value": 0.1, "max_norm": 1.0}
+    from tests.train.ranks import make_config
+
+    jobs = [
+        ranks.start(make_config(dist=dist, optim=optim, train={"steps": 30, **limits}), 2, run=ranks.run_dir(name))
+        for name, dist in {"hvd": HVD, "ddp": Dist()}.items()
+    ]
+    paths = [job.run.checkpoint(job.outcome()["step"]) for job in jobs]
+    assert (paths[0] / "model.safetensors").read_bytes() == (paths[1] / "model.safetensors").read_bytes()
+    assert (paths[0] / "optim.safetensors").read_bytes() == (paths[1] / "optim.safetensors").read_bytes()
+    cut = ranks.run_dir("cut")
+    for until in (13, None):
+        job = ranks.start(
+            make_config(dist=HVD, optim=optim, train={"steps": 30, **limits}), 2, run=cut, until=until
+        )
+        job.outcome()
+    assert (cut.checkpoint(30) / "model.safetensors").read_bytes() == (paths[0] / "model.safetensors").read_bytes()

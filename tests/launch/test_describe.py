@@ -46,3 +46,18 @@ def test_a_warm_up_longer_than_the_run_is_said(described):
 
 def test_what_is_not_known_yet_is_said(described):
     assert "unknown until counted" in described(samples=Samples())
+
+
+def test_what_the_batch_makes_of_the_optimizer_is_said(described):
+    lines = described("optim.name=adamw", "optim.scale=sqrt", "optim.base_batch=32", "optim.weight_decay=0.1",
+                      "optim.weight_decay_on=weights")  # fmt: skip
+    assert "  learning rate  0.1 asked -> 0.2 used" in lines
+    assert (
+        "  optimizer      adamw, betas (0.9, 0.999) asked -> (0.6, 0.996) used, eps 1e-08 asked -> 5e-09 used" in lines
+    )
+    assert "  weight decay   0.1 on weights, none on biases and norms" in lines
+
+
+def test_that_a_run_may_end_early_is_said(described):
+    lines = described("data.split.validation=0.1", "train.stop_early.patience=3", samples=MNIST)
+    assert "469 per epoch, at most 1407 in all, 469 of warm-up; ends early after 3 evaluations without a lower" in lines

@@ -61,3 +61,21 @@ def test_a_missing_script_is_named(found):
     assert found("name: a\ncommand: [python, tarin.py]\n") == [
         "HERE/c.yaml:2:1: there is no file tarin.py in HERE, which the job gets a copy of"
     ]
+
+
+def test_a_loss_of_ones_own_is_looked_for_too(found):
+    assert found(MODEL.format("mlp") + "loss: pkg.net:build\n") == []
+    assert found(MODEL.format("mlp") + "loss: pkg.net:biuld\n") == [
+        "HERE/c.yaml:7:7: pkg/net.py has no function biuld; did you mean build?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["timm", "torchvision"])
+def test_a_library_that_is_not_installed_is_named(found, monkeypatch, name):
+    import importlib.util
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else there(asked))
+    problem = f"{name} is not installed; python -m pip install --no-deps {name} installs it beside this torch"
+    assert found(MODEL.format(f"{name}:resnet18")) == [f"HERE/c.yaml:3:15: {problem}"]
+    assert found(MODEL.format(f"{name}:resnet18") + "env: {venv: /v}\n") == []

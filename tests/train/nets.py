@@ -135,3 +135,24 @@ def normed() -> nn.Module:
 def dense() -> nn.Module:
     """Return a net for rows of four numbers."""
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+class _Auxiliary(nn.Module):
+    """A classifier in the middle speaks in training, as Inception's do."""
+
+    auxiliary_weight = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.head, self.last = nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        middle = self.body(images)
+        outputs: Tensor = self.last(middle)
+        return (outputs, self.head(middle)) if self.training else outputs
+
+
+def auxiliary() -> nn.Module:
+    """Return a net of two outputs in training, one in evaluation."""
+    return _Auxiliary()

@@ -40,8 +40,8 @@ def test_penalties_are_the_gradient_of_their_definition_on_weights_alone(scale):
     loss = 3 * sum(part.sum() for part in copies)
     loss = loss + 0.3 * sum(part.abs().sum() for part in weights) + 0.7 * sum(part.square().sum() for part in weights)
     loss.backward()
-    for number in range(2):  # a second pass must not add them twice
-        backward(net, step, 1.5 if number == 0 else 1.5)
+    for _ in range(2):  # two passes must not add them twice
+        backward(net, step, 1.5)
     limits.gradient()
     for part, copy in zip(net.parameters(), copies, strict=True):
         assert (part.grad - copy.grad).abs().max().item() < 1e-12

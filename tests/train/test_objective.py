@@ -127,6 +127,12 @@ def test_the_gradient_of_the_perceptron_is_rosenblatts_rule_also_from_nothing():
         assert w.grad[0].tolist() == (-(signs * wrong)[:, None] * x).sum(0).tolist(), weights
 
 
+def test_the_perceptron_of_several_classes_learns_from_nothing_too():
+    outputs = torch.zeros(1, 3, requires_grad=True)
+    objective(classes=3, loss="perceptron").loss(outputs, torch.tensor([1])).backward()
+    assert outputs.grad.tolist() == [[0.5, -1.0, 0.5]]  # of equals each takes its share
+
+
 def test_further_outputs_count_their_weight():
     made, labels = objective(classes=3), torch.tensor([0, 2])
     first, second, third = (torch.randn(2, 3, dtype=torch.float64) for _ in range(3))

@@ -1,31 +1,19 @@
 """The optimizers: against torch's own or the paper's formula, with a first step that is left out, and saved."""
 
 import math
+from typing import get_args
 
 import msgspec
 import numpy as np
 import pytest
 
-from hpctrain.config.optim import Settings
+from hpctrain.config.optim import Optimizer, Settings
 from hpctrain.config.schema import Optim
 from hpctrain.errors import CheckpointError
 
 pytestmark = pytest.mark.torch
 
-NAMES = [
-    "sgd",
-    "adagrad",
-    "adadelta",
-    "rmsprop",
-    "adam",
-    "amsgrad",
-    "nadam",
-    "radam",
-    "adamax",
-    "adamw",
-    "lars",
-    "lamb",
-]
+NAMES = get_args(Optimizer)
 
 VARIANTS = {
     "sgd": {"momentum": 0.9, "weight_decay": 0.01},
@@ -109,7 +97,7 @@ def trusted(weight):
 
 
 def test_lars_is_the_papers_with_corrected_momentum():
-    """You et al. 2017, algorithm 1: v <- m v + rate l (g + d w), w <- w - v; v x new / old rate where the rate changes."""
+    """You et al. 2017, algorithm 1: v <- m v + rate l (g + d w), w <- w - v; where the rate changes, v x new / old."""
     import torch
 
     from hpctrain.train.optim import build, groups
@@ -191,9 +179,8 @@ def test_a_first_step_that_a_scaler_leaves_out_leaves_no_trace(name):
 
     from hpctrain.train.optim import build
 
-    nets, optimizers = [model(), model()], []
-    for net in nets:
-        optimizers.append(build(section(name), net.parameters(), scaled=True))
+    nets = [model(), model()]
+    optimizers = [build(section(name), net.parameters(), scaled=True) for net in nets]
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000)
     gradients(nets[0], 0)
     next(nets[0].parameters()).grad[0] = math.inf
@@ -241,9 +228,8 @@ def test_an_optimizer_goes_on_from_its_saved_state_to_the_same_bytes(variant, pr
     (Optim(name="adam", lr=1.0), Optim(name="amsgrad", lr=1.0),
      "file holds the state of Adam over [6] parameters; the config's optimizer is Adam with amsgrad over [6]",
      "go on with the optimizer of the checkpoint, or start a new run"),
-    (Optim(name="rmsprop", lr=1.0, momentum=0.9), Optim(name="rmsprop", lr=1.0, centered=True),
-     "file holds the state of RMSprop with momentum over [6] parameters; the config's optimizer is RMSprop with "
-     "centered over [6]",
+    (Optim(name="rmsprop", lr=1.0, momentum=0.9), Optim(name="rmsprop", lr=1.0),
+     "file holds the state of RMSprop with momentum over [6] parameters; the config's optimizer is RMSprop over [6]",
      "go on with the optimizer of the checkpoint, or start a new run"),
     (Optim(lr=1.0, weight_decay_on="all"), Optim(lr=1.0, weight_decay_on="weights"),
      "file holds the state of SGD over [6] parameters; the config's optimizer is SGD over [2, 4]",
@@ -293,11 +279,11 @@ def test_weights_are_neither_biases_nor_of_norms():
     found = weights(net)
     assert [id(part) for part in found] == [id(net[0].weight), id(net[4].weight)]
     for optim, name, sizes in [
-        (Optim(lr=1.0), "cnn", [12]),
-        (Optim(lr=1.0), "resnet50", [2, 10]),
-        (Optim(lr=1.0, weight_decay_on="all"), "resnet50", [12]),
-        (Optim(lr=1.0, weight_decay_on="weights"), "cnn", [2, 10]),
-        (Optim(name="lamb", lr=1.0), "cnn", [2, 10]),
+        (Optim(lr=1.0), "cnn", [11]),
+        (Optim(lr=1.0), "resnet50", [2, 9]),
+        (Optim(lr=1.0, weight_decay_on="all"), "resnet50", [11]),
+        (Optim(lr=1.0, weight_decay_on="weights"), "cnn", [2, 9]),
+        (Optim(name="lamb", lr=1.0), "cnn", [2, 9]),
     ]:
         made = groups(optim, net, name)
         assert [len(group["params"]) for group in made] == sizes

@@ -1,7 +1,8 @@
-"""The same training whatever the ranks, with every part of a recipe: optimizers, schedules, penalties, early stopping."""
+"""The same training whatever the ranks: optimizers, schedules, penalties, plateaus, early stopping."""
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -13,14 +14,15 @@ from tests.train.test_loop import CNN, samples, state, weights
 
 pytestmark = pytest.mark.torch
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
     "adam": {"name": "adam", "lr": 0.003, "momentum": 0.0},
     "lars": {"name": "lars", "lr": 5.0, "momentum": 0.9, "weight_decay": 1e-3},
     "lamb": {"name": "lamb", "lr": 0.02, "momentum": 0.0, "weight_decay": 0.01},
 }
 MODELS = {"mlp": {}, "cnn": CNN}
-RAGGED = {"data": {"samples": 1000}, "batch": {"global_": 48}}  # epochs of 21 steps, the last of 40 samples
+# epochs of 21 steps, the last of 40 samples
+RAGGED: dict[str, dict[str, Any]] = {"data": {"samples": 1000}, "batch": {"global_": 48}}
 
 
 def learned(job: Job) -> None:
@@ -98,7 +100,7 @@ def test_other_ranks_in_every_attempt_keep_the_trajectory(ranks: Ranks):
         assert (value - weights(calm, 60)[key]).abs().max().item() < 1e-10, key
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"warmup": Duration(12, "steps"), "schedule": "cosine", "floor": 0.1},
     "step": {"warmup": Duration(5, "steps"), "schedule": "step", "decay_every": Duration(15, "steps"), "decay": 0.5},
     "multistep": {"schedule": "multistep", "milestones": (Duration(10, "steps"), Duration(50, "%"))},
@@ -154,7 +156,7 @@ def test_the_rate_of_every_step_is_that_of_the_plan(ranks: Ranks, size, accumula
         assert found == pytest.approx(wanted, rel=1e-12, abs=1e-15), name
 
 
-EARLY = {
+EARLY: dict[str, dict[str, Any]] = {
     "data": {"split": Split(validation=0.2)},
     "optim": {"name": "adam", "lr": 0.05, "momentum": 0.0, "warmup": Duration(0, "steps"), "schedule": "plateau",
               "patience": 0, "decay": 0.5, "threshold": 0.0},

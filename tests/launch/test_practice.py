@@ -1,0 +1,230 @@
+"""`run --overfit`, `find-lr`, `find-batch` and `eval`, with real ranks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpctrain.launch.find_batch import proposal, search
+from hpctrain.plan import Plan
+from hpctrain.train.find_lr import suggestion
+from hpctrain.train.overfit import reason
+
+pytestmark = pytest.mark.torch
+
+CONFIG = """
+name: small
+runs: {runs}
+data: {{dataset: digits, split: {{validation: 0.2}}}}
+model: {{name: mlp, args: {{hidden: [16]}}}}
+batch: {{global: 60}}
+optim: {{lr: 0.1, momentum: 0.9}}
+train: {{epochs: 3, ema: 0.9}}
+checkpoint: {{keep: 3}}
+"""
+ABALONE = """
+name: rows
+runs: {runs}
+data:
+  dataset: table
+  path: {path}
+  args: {{columns: [a, b, c], target: c}}
+  split: {{test: 0.1}}
+model: {{name: mlp, args: {{hidden: [16]}}}}
+batch: {{global: 20}}
+optim: {{lr: 0.05, momentum: 0.9}}
+train: {{epochs: 3}}
+"""
+
+
+def hpctrain(*words, code=0):
+    argv = [sys.executable, "-m", "hpctrain", *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("practice")
+    (root / "c.yaml").write_text(CONFIG.format(runs=root / "runs"))
+    return root / "c.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(config):
+    hpctrain("run", config, "--ranks", "2")
+    (run,) = (config.parent / "runs").iterdir()
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def written(run, split):
+    lines = map(json.loads, (run / "attempts/1/metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if line["split"] == split}
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_eval_finds_what_the_run_found_on_any_number_of_ranks(run, ranks):
+    before = contents(run)
+    for split in ("validation", "test"):
+        done = hpctrain("eval", run, "--split", split, "--ranks", ranks)
+        found = json.loads(done.stdout)
+        assert (found["step"], found["split"], found["weights"], found["run"]) == (60, split, "averaged", "run")
+        assert found["accuracy"] == written(run, split)[60]["accuracy"]
+        assert found["loss"] == pytest.approx(written(run, split)[60]["loss"], rel=1e-6)
+        assert f"accuracy {found['accuracy']:.4f}" in done.stderr
+    assert contents(run) == before
+
+
+def test_eval_takes_the_best_checkpoint_or_that_of_a_step_and_any_split(run):
+    scores = {step: line["accuracy"] for step, line in written(run, "validation").items()}
+    best = json.loads(hpctrain("eval", run, "--split", "validation", "--ckpt", "best").stdout)
+    assert best["step"] == max(scores, key=lambda step: (scores[step], step))
+    second = json.loads(hpctrain("eval", run, "--split", "validation", "--ckpt", "40").stdout)
+    assert (second["step"], second["accuracy"]) == (40, scores[40])
+    train = json.loads(hpctrain("eval", run, "--split", "train").stdout)
+    assert train["samples"] == 1200
+    assert train["loss"] < second["loss"]
+
+
+def test_eval_refuses_what_does_not_verify_and_what_would_be_another_run(run):
+    file = run / "ckpt/step_00000060/ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert "damaged" in hpctrain("eval", run, "--ckpt", "60", code=4).stderr
+    older = hpctrain("eval", run)
+    assert "skipped a checkpoint" in older.stderr
+    assert json.loads(older.stdout)["step"] == 40
+    said = hpctrain("eval", run, "data.split.validation=0.5", code=2).stderr
+    assert "data.split.validation=0.5: an evaluation is of the run as it was trained" in said
+    assert "has no checkpoint of step 7" in hpctrain("eval", run, "--ckpt", "7", code=2).stderr
+
+
+def test_a_net_learns_a_few_batches_by_heart_and_nothing_is_kept(config, tmp_path):
+    copy = tmp_path / "c.yaml"
+    copy.write_text(config.read_text().replace(str(config.parent), str(tmp_path)))
+    done = hpctrain("run", copy, "--overfit", "3", "--ranks", "2")
+    assert "learned 3 batches: accuracy" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_numbers_are_learned_by_heart_too(tmp_path):
+    rows = [f"{i % 7},{i % 5},{(i % 7) * 2 - i % 5}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "c.yaml").write_text(ABALONE.format(runs=tmp_path / "runs", path=tmp_path / "t.csv"))
+    assert "learned 2 batches: R^2 " in hpctrain("run", tmp_path / "c.yaml", "--overfit", "2").stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("optim.lr=1e-9", "the loss does not fall"), ("optim.lr=1e6", "the loss ")],
+)
+def test_what_cannot_be_learned_is_told_with_what_to_look_at(config, change, told):
+    done = hpctrain("run", config, "--overfit", "2", "--overfit-steps", "60", change, code=4)
+    first, second = done.stderr.splitlines()[-2:]
+    assert first.startswith("hpctrain: did not learn 2 batches: accuracy ")
+    assert told in second
+
+
+def test_more_batches_than_an_epoch_has_are_refused(config):
+    said = hpctrain("run", config, "--overfit", "21", code=2).stderr
+    assert "--overfit 21: an epoch has 20 batches" in said
+
+
+def test_curves_are_read_as_the_lectures_do():
+    steps = [1.0] * 100
+    assert "does not fall" in reason([2.3] * 20, steps)
+    assert "fell and then stopped" in reason([2.3, 1.0, *[0.5] * 20], steps)
+    assert "still falls" in reason([2.3 * 0.95**n for n in range(40)], steps)
+    assert "jumps" in reason([2.3, 1.5, 1.0, 0.4, 1.9, 0.4, 1.9, 0.4, 1.9, 0.5], steps)
+    assert "no number" in reason([2.3] * 20, [*steps, float("nan")])
+
+
+def test_a_rate_is_found_which_learns_and_the_ranks_do_not_matter(config, tmp_path):
+    found = [
+        json.loads(hpctrain("find-lr", config, "--ranks", ranks, "--from", "1e-5", "--to", "100").stdout)
+        for ranks in (1, 2)
+    ]
+    for one in found:
+        assert one["base_batch"] == 60
+        assert one["type"] == f"optim.lr={one['lr']:g} optim.base_batch=60"
+        assert 0.003 < one["lr"] < 1
+        assert one["lr"] < one["diverged_at"]
+    assert found[0]["losses"][:60] == pytest.approx(found[1]["losses"][:60], rel=1e-3)
+
+
+def test_a_range_without_any_good_rate_gives_no_suggestion(config):
+    said = hpctrain("find-lr", config, "--from", "1e-9", "--to", "1e-8", "--steps", "30", code=4).stderr
+    assert "the loss did not fall" in said
+    hpctrain("find-lr", config, "--picture", "/nowhere/a.svg", code=2)  # no such directory, or no matplotlib
+    assert "--from 1 --to 0.1" in hpctrain("find-lr", config, "--from", "1", "--to", "0.1", code=2).stderr
+
+
+def test_the_suggestion_lies_where_the_loss_falls_fastest():
+    rates = [10 ** (place / 20 - 5) for place in range(100)]  # 1e-5 to 1
+    smoothed = [2.3 - 2 / (1 + 10 ** (-4 * (place / 20 - 3))) for place in range(80)]  # steepest at 1e-2
+    smoothed += [smoothed[-1] + 0.5 * n for n in range(20)]
+    assert suggestion(rates, smoothed, diverged=True) == pytest.approx(1e-2, rel=0.2)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 37, 64, 1000, 5000])
+@pytest.mark.parametrize("first", [1, 16, 3000])
+def test_the_search_finds_the_largest_that_fits_to_a_sixteenth(limit, first):
+    asked = []
+
+    def fits(count):
+        assert count not in asked
+        asked.append(count)
+        return count <= limit
+
+    found = search(fits, 3000, first=first)
+    best = min(limit, 3000)
+    assert best - max(best // 16, 1) < found <= best or found == best
+    assert len(asked) < 25
+
+
+def test_nothing_that_fits_is_told_from_one():
+    assert search(lambda _: False, 100) == 0
+    assert search(lambda count: count <= 1, 100) == 1
+
+
+@pytest.mark.parametrize(("fits", "passes"), [(64, 1), (63, 2), (24, 4), (20, 4), (9, 8), (1, 64)])
+def test_the_global_batch_is_made_in_as_few_passes_as_fit(fits, passes):
+    plan = Plan(
+        name="p", seed=0, nodes=1, ranks_per_node=2, ranks=2, device="cpu", strategy="ddp", backend="gloo",
+        launcher="local", precision="fp32", global_batch=128,
+    )  # fmt: skip
+    found = proposal(plan, fits, whole=False)
+    assert (found["accumulate"], found["type"]) == (passes, f"batch.global=128 batch.accumulate={passes}")
+    assert 128 // 2 // passes <= fits
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a rank's own memory is measured there")
+def test_the_batch_that_fits_runs_and_a_larger_one_does_not(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "name: big\nruns: runs\ndata: {dataset: synthetic, samples: 4000, args: {shape: [3, 64, 64]}}\n"
+        "model: {name: cnn, args: {channels: [16]}}\nbatch: {global: 128}\noptim: {lr: 0.1}\ntrain: {epochs: 1}\n"
+    )
+    done = hpctrain("find-batch", tmp_path / "c.yaml", "--ranks", "2", "slurm.mem=1200M")
+    found = json.loads(done.stdout)
+    assert 16 <= found["per_rank"] < 2000
+    assert not found["all_samples"]
+    assert found["taken"] <= found["memory"] == 600 << 20
+    assert "does not fit" in done.stderr
+    assert f"fits, takes {found['taken'] / 2**20:,.0f} MiB" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]

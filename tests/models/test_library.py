@@ -1,0 +1,94 @@
+"""Models of torchvision and timm, where they are installed; what is refused needs neither."""
+
+import importlib.util
+
+import pytest
+
+from hpctrain.config import schema
+from hpctrain.errors import JobError, UsageError
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+
+def build(name, shape=(3, 64, 64), outputs=7, seed=0, **args):
+    from hpctrain.models.build import build as build_model
+
+    return build_model(schema.Model(name=name, args=args), shape=shape, outputs=outputs, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Say which of the two are here.
+
+    torchvision on PyPI is built for CUDA; beside a torch for CPUs its operators for detection are missing, and it
+    cannot be imported until they have a name. Models that classify do not use them.
+    """
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for text in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
+        try:
+            getattr(torch.ops.torchvision, text.partition("(")[0])
+        except AttributeError:
+            operators.define(text)
+
+    def found(name):
+        for needed in {"torchvision", name}:
+            if importlib.util.find_spec(needed) is None:
+                pytest.skip(f"{needed} is not installed")
+
+    yield found
+    operators._destroy()
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs, of what will change in later versions
+@pytest.mark.parametrize(
+    ("name", "shape", "args", "outputs"),
+    [
+        ("torchvision:resnet18", (3, 64, 64), {}, 1),
+        ("torchvision:googlenet", (3, 64, 64), {"init_weights": False}, 3),
+        ("timm:resnet18", (1, 28, 28), {}, 1),
+        ("timm:vit_tiny_patch16_224", (3, 64, 64), {"img_size": 64}, 1),
+    ],
+)
+def test_they_are_built_for_the_data_from_the_seed_alone(library, name, shape, args, outputs):
+    from hpctrain.models.build import draws
+
+    library(name.partition(":")[0])
+    torch.manual_seed(1)
+    one = build(name, shape, **args)
+    torch.manual_seed(2)
+    two, other = build(name, shape, **args).state_dict(), build(name, shape, seed=1, **args).state_dict()
+    assert all(value.equal(two[key]) for key, value in one.state_dict().items())
+    assert not all(value.equal(other[key]) for key, value in one.state_dict().items())
+    heads = one(torch.randn(2, *shape))
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    assert [tuple(head.shape) for head in heads] == [(2, 7)] * outputs
+    assert one.eval()(torch.randn(2, *shape)).shape == (2, 7)
+    assert draws(one, name)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError) as caught:
+        build("timm:resnet18")
+    assert str(caught.value) == (
+        "model.name: timm cannot be loaded: there is no module 'timm'\n"
+        "  install it into the job's Python (env.venv): python -m pip install --no-deps timm"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_is_not_there_or_takes_other_pictures_is_refused(library):
+    library("torchvision")
+    with pytest.raises(UsageError, match=r"torchvision has no model 'resnet19'\n  did you mean resnet1"):
+        build("torchvision:resnet19")
+    with pytest.raises(UsageError) as caught:
+        build("torchvision:resnet18", (1, 28, 28))
+    assert str(caught.value) == (
+        "model.name: torchvision:resnet18 takes pictures of 3 channels, and the data have 1\n"
+        "  use data.args.channels=rgb, or timm:resnet18, which takes any number"
+    )
+    with pytest.raises(JobError, match=r"torchvision:resnet18\(depth=3\) raised TypeError(.|\n)*correct model.args"):
+        build("torchvision:resnet18", depth=3)
