@@ -113,10 +113,15 @@ def read(path: Path, step: int) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(
+            f"{file}: is of format {manifest.format}, and this hpctrain reads format {FORMAT}",
+            "go on with the hpctrain that wrote it, or start a new run",
+        )
     if manifest.sealed().encode() != raw:
         raise CheckpointError(f"{file}: damaged: its SHA-256 is another")
     names = manifest.files.keys()
-    if manifest.format != FORMAT or manifest.step != step or not _NEEDED <= names <= _KNOWN:
+    if manifest.step != step or not _NEEDED <= names <= _KNOWN:
         raise CheckpointError(f"{file}: format {manifest.format} of step {manifest.step} does not belong here")
     return manifest
 

@@ -133,7 +133,7 @@ def _is_completed(facts: _Facts) -> bool:
 
 def _state(facts: _Facts, job: slurm.Job | None, unanswered: str) -> tuple[State, str]:
     if _is_completed(facts):
-        return "COMPLETED", ""
+        return "COMPLETED", str(facts.outcome.get("message") or "").partition(":")[0]
     if facts.scheduler != "slurm":
         return _local_state(facts)
     if job is not None:

@@ -166,6 +166,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
         if evaluates:
             evaluations.run(done, lr, ends=done == total)
             over = history.over() if done < total and guard.is_sound() else None
+            if over is not None:
+                rates.check(share, comm, lr)
         if saves or over is not None:
             keeper.save(done, evaluated=True)
 

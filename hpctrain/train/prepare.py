@@ -67,10 +67,9 @@ def planned(config: Config, plan: Plan, world: World, comm: Comm) -> Numbers:
             "start the run again with as many ranks as the plan says",
         )
     asked, used = settings(plan, config), _used(plan, numbers["lr_used"])
-    if asked.lr != used.lr:
-        raise WorldError(f"the config gives the learning rate {asked.lr:g}, the plan has {used.lr:g}")
-    if asked != used:
-        raise WorldError(f"the config gives the optimizer {asked}, the plan has {used}")
+    for name, what in (("lr", "the learning rate"), ("betas", "betas"), ("alpha", "alpha"), ("eps", "eps")):
+        if (wanted := getattr(asked, name)) != (planned := getattr(used, name)):
+            raise WorldError(f"the config gives {what} {wanted}, the plan has {planned}")
     return Numbers(**numbers)
 
 

@@ -52,6 +52,7 @@ def squeue(fake):
 
 
 COMPLETED = {"verdict": "completed"}
+EARLY = {"verdict": "completed", "message": "stopped early at step 320: 5 evaluations did not lower the loss"}
 STOPPED = {"verdict": "stopped", "cause": "time_limit"}
 PREEMPTED = {"verdict": "stopped", "cause": "preempted"}
 ERROR = {"verdict": "failed", "cause": "error", "message": "ValueError: mine\nmore"}
@@ -79,6 +80,7 @@ CASES = {
     "verdict before Slurm's": ("RUNNING", "None", [COMPLETED], "COMPLETED", ""),
     "verdict over Slurm's": ("FAILED", "NonZeroExitCode", [COMPLETED], "COMPLETED", ""),
     "completed": ("COMPLETED", "None", [STOPPED, COMPLETED], "COMPLETED", ""),
+    "completed before its last step": ("COMPLETED", "None", [EARLY], "COMPLETED", "stopped early at step 320"),
     "stopped is not completed": ("COMPLETED", "None", [STOPPED], "FAILED", "the time limit was near, and it was not"),
     "a site's own script": ("COMPLETED", "None", [None], "COMPLETED", ""),
     "user error": ("FAILED", "NonZeroExitCode", [ERROR], "FAILED", "ValueError: mine"),
