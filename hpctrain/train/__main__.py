@@ -136,7 +136,10 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
         path=frozen.data_path,
         digest=frozen.data_digest,
     )
-    again = planning.make(loaded, layout, samples)
+    weights = None
+    if frozen.weights_path is not None and frozen.weights_sha256 is not None:
+        weights = planning.Weights(path=frozen.weights_path, sha256=frozen.weights_sha256)
+    again = planning.make(loaded, layout, samples, weights)
     differing = [
         f"{field}: {getattr(frozen, field)} planned, {getattr(again, field)} now"
         for field in Plan.__struct_fields__
