@@ -83,7 +83,8 @@ def _fitting(
             problems[name] = f"{_shape(found[name])} in the file, {_shape(wanted[name])} in the model"
     if problems:
         shown = "\n  ".join(f"{name}: {problem}" for name, problem in list(problems.items())[:_SHOWN])
-        patterns = ", ".join(dict.fromkeys(f'"{name.rpartition(".")[0] or name}*"' for name in problems))
+        layers = (f"{layer}.*" if (layer := name.rpartition(".")[0]) else name for name in problems)
+        patterns = ", ".join(f'"{layer}"' for layer in dict.fromkeys(layers))
         raise UsageError(
             f"model.weights: {path} is of another model: {len(problems)} of {len(names)} tensors differ\n  {shown}",
             f"if these may start at random, as a head for other classes does: model.weights_skip=[{patterns}]"

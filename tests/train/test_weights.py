@@ -103,9 +103,9 @@ def test_a_head_for_other_classes_starts_at_random_where_it_is_left_out(ranks):
     assert message == (
         f"model.weights: {file} is of another model: 2 of 4 tensors differ\n"
         "  3.bias: 10 in the file, 4 in the model\n  3.weight: 10 x 16 in the file, 4 x 16 in the model\n"
-        '  if these may start at random, as a head for other classes does: model.weights_skip=["3*"]'
+        '  if these may start at random, as a head for other classes does: model.weights_skip=["3.*"]'
     )
-    config = make_config(data=data, model={**NET, "weights": str(file), "weights_skip": ("3*",)}, train={"steps": 1})
+    config = make_config(data=data, model={**NET, "weights": str(file), "weights_skip": ("3.*",)}, train={"steps": 1})
     run = ranks.run_dir()
     ranks.start(config, 1, run=run, plan=planned(config, 1, file)).outcome()
     assert tensors(run, 1)["3.weight"].shape == (4, 16)
