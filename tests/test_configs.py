@@ -79,7 +79,11 @@ def packed(folder: Path) -> Path:
     [
         ("imagenet_resnet50", lambda folder: pictures(folder, "val"), []),
         ("imagenet_lars", lambda folder: pictures(folder, "val"), ["model.name=resnet18"]),
-        ("imagenet_inception", lambda folder: pictures(folder, "val"), ["data.args.size=64", "data.args.resize=72", "metrics=[]"]),
+        (
+            "imagenet_inception",
+            lambda folder: pictures(folder, "val"),
+            ["data.args.size=64", "data.args.resize=72", "metrics=[]"],
+        ),
         ("imagenet_vit", lambda folder: pictures(folder, "val"), ["model.name=vit-tiny", "metrics=[]"]),
         ("cifar2_folder", lambda folder: pictures(folder, "test"), ["model.args.hidden=[16]"]),
         ("imagenet_shards", packed, []),

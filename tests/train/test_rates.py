@@ -106,7 +106,7 @@ def test_the_step_of_a_tail_is_the_mean_over_its_own_samples(ranks: Ranks, size)
     job = ranks.start(config, size, run=ranks.run_dir(), plan=plan)
     job.outcome()
     data = load(config.data, plan, device=torch.device("cpu"), dtype=torch.float64)
-    net = build(config.model, shape=data.shape, classes=10, seed=0).double()
+    net = build(config.model, shape=data.shape, outputs=10, seed=0).double()
     for step, ids in [(step["step"], step["ids"]) for step in samples(job)][1:]:
         before, after = (load_file(job.run.checkpoint(number) / "model.safetensors") for number in (step - 1, step))
         net.load_state_dict(before)
