@@ -137,6 +137,8 @@ SAFE = {
     "slurm": schema.Slurm(),
     "env": schema.Env(),
     "dist": schema.Dist(),
+    "folds": None,
+    "log": schema.Log(),
 }
 """Sections to put in the place of those that `check` blames."""
 
@@ -200,6 +202,7 @@ model:
   name: mlp
   args:
     hidden: [8, 8]
+  batch_norm: local
 loss: auto
 batch:
   global: 128
