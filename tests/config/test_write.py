@@ -225,6 +225,7 @@ train:
   eval_every: 1 epoch
   l1: 0.0
   l2: 0.0
+  compile: false
   on_nan: stop
 """
     )
