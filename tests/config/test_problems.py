@@ -195,8 +195,8 @@ def test_a_bad_line_is_named_with_its_place(problems, good, line, message):
             "mnist",
             "mnits",
             (
-                "2:17: data.dataset: expected one of mnist, digits, points, synthetic, idx, cifar10, cifar100, folder, shards, "
-                "table, or the user's own as package.module:function, got 'mnits'; did you mean mnist?"
+                "2:17: data.dataset: expected one of mnist, digits, points, synthetic, idx, cifar10, cifar100, folder, "
+                "shards, table, or the user's own as package.module:function, got 'mnits'; did you mean mnist?"
             ),
         ),
     ],
