@@ -75,7 +75,7 @@ def test_a_rank_fails_while_it_evaluates(chaos, twin, kind, rank, step):
     assert len(tested) == (2 if step == 12 else 1), "an evaluation that was cut off is made up for"
 
 
-@pytest.mark.parametrize("step", [1, 7, 12, 23])
+@pytest.mark.parametrize("step", [2, 7, 12, 23])  # by the third step the first one is certainly saved
 def test_the_supervisor_is_killed_and_the_run_goes_on_by_hand(chaos, twin, step):
     project = chaos([address("supervisor", step % 2, step)])
     run = project.freeze(2)
