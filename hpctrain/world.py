@@ -14,6 +14,7 @@ Launchers are tried in this order, because an inner one inherits the variables o
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -121,3 +122,9 @@ def _host(env: Mapping[str, str]) -> str:
 def threads_per_rank(ranks: int) -> int:
     """Return how many threads each of some ranks of this node may use: two pools on the same cores run much slower."""
     return max(len(os.sched_getaffinity(0)) // ranks, 1)
+
+
+def time_left_s() -> float | None:
+    """Return the seconds until the job's time limit, as its batch script has asked Slurm; None if there is none."""
+    end = os.environ.get("HPCTRAIN_END_S", "")
+    return float(end) - time.time() if end.isdigit() else None

@@ -46,7 +46,7 @@ REASONS: dict[str, str] = {
     "JobHeldUser": "held by its user; scontrol release JOB lets it go",
     "JobHeldAdmin": "held by an administrator; ask your site's support",
     "JobHoldMaxRequeue": "requeued too often for this site; scontrol release JOB lets it go",
-    "JobLaunchFailure": "its script could not be started; a file system may be missing on a node",
+    "JobLaunchFailure": "its script could not be started, or was killed; a file system may be missing on a node",
     "launch_failed_requeued_held": "could not be started and is held; scontrol release JOB lets it go",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition takes no jobs now",

@@ -6,7 +6,6 @@ what was asked for, it tells the ranks by itself. What it measured is written do
 """
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from hpctrain.config.schema import Config
 from hpctrain.config.texts import seconds as time_limit_s
 from hpctrain.rundir import publish
 from hpctrain.schedule import grace_s, signal_s
+from hpctrain.world import time_left_s
 
 _WRITES_BYTES_S = 100e6  # for a save that is still to come: a slow file system
 
@@ -39,8 +39,7 @@ class Grace:
         self._step_s = self._evaluation_s = 0.0
         self._save_s = 2 * sum(part.nbytes for part in model.parameters()) / _WRITES_BYTES_S
         self._warned = False
-        end = os.environ.get("HPCTRAIN_END_S", "")
-        self._left_s = float(end) - time.time() if end.isdigit() else None
+        self._left_s = time_left_s()
         self._began = time.monotonic()  # a wall clock may jump
 
     @property

@@ -4,6 +4,9 @@ A process of its own, so that it works while any rank is stopped or holds the in
 of the ranks of its node (`heartbeat`). When one makes no progress for too long, the watchdogs of all nodes write down
 where their ranks stand, in `attempts/N/hang/`; that of the node whose rank is behind all others (`hang`) records the
 outcome, and each kills its ranks. It ends with its ranks, whatever ends them.
+
+Ranks that have not stopped shortly before the job's time limit are killed as well: Slurm would kill the batch script
+together with them, and nobody could put the job back into the queue.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +28,7 @@ from hpctrain.train import hang, stacks, stragglers
 from hpctrain.train.hang import RankReport, Report
 from hpctrain.train.heartbeat import Phase, Pulse, View
 from hpctrain.train.lifeline import DUMP, Hello, Settings, peer
+from hpctrain.world import time_left_s
 
 _TICK_S = 1.0  # between two looks at the heartbeats, at most
 _LOOK_S = 5.0  # between two looks for reports of other nodes, at most: those are files of a network file system
@@ -32,6 +37,9 @@ _DUMP_S = 1.0
 _WRITE_S = 30.0  # between two records of how fast the ranks are
 _PATIENCE_S = 60.0  # for the reports of other nodes, at most: a network file system shows new files late
 _HELLO_S = 5.0
+_JUDGE_S = 10.0  # what the batch script has before the time limit to judge and requeue, at most
+_JUDGE_SHARE = 0.05  # the same as a share of the time
+_FIRST_S = 1.0  # by which the watchdog of a rank that does not wait for others speaks first
 _MESSAGE = 8192
 
 
@@ -131,6 +139,9 @@ class Watchdog:
         self._patience_s = max(2 * self._look_s + _DUMP_S, min(settings.hang_s / 2, _PATIENCE_S))
         self._looked, self._write_at = 0.0, _WRITE_S / 3
         self._suspected: float | None = None
+        left_s = time_left_s()
+        margin_s = 0 if left_s is None else min(_JUDGE_S, _JUDGE_SHARE * left_s)
+        self._end_at = None if left_s is None else time.monotonic() + left_s - margin_s  # a wall clock may jump
 
     def watch(self) -> None:
         """Look after the ranks until the last one is gone."""
@@ -150,6 +161,7 @@ class Watchdog:
             living = [ward for ward in self._wards.values() if not ward.is_gone]
             if not living:
                 continue
+            self._end_late(living)
             if any(self._hangs(ward, now) for ward in living) or now >= self._looked + self._look_s:
                 self._looked = now
                 self._discuss(now)
@@ -239,6 +251,24 @@ class Watchdog:
         if len(guilty) < len(ranks) or len(ranks) == 1:
             record |= {"rank": first.rank, "host": first.host, "where": first.where}
         print(f"hpctrain: {message}; stacks are in {self._own.parent}", file=sys.stderr, flush=True)
+        self._end(record)
+
+    def _end_late(self, living: list[Ward]) -> None:
+        """End ranks that the time limit would end in a moment."""
+        last = min(living, key=lambda ward: ward.pulse.position)
+        waits_s = _FIRST_S if last.pulse.phase in {Phase.BACKWARD, Phase.COMM} else 0.0
+        if self._end_at is None or time.monotonic() < self._end_at + waits_s:
+            return
+        step, phase, host = last.pulse.step, last.pulse.phase.name.lower(), self._settings.host
+        message = f"the time limit is near, and rank {last.rank} on {host} has not stopped: {phase} at step {step}"
+        print(f"hpctrain: {message}", file=sys.stderr, flush=True)
+        self._end({
+            "verdict": "failed", "cause": "time_limit", "message": message, "exit_code": 128 + signal.SIGKILL,
+            "step": step, "phase": phase, "rank": last.rank, "host": host,
+        })  # fmt: skip
+
+    def _end(self, record: Mapping[str, str | int]) -> NoReturn:
+        """Record the outcome, unless there is one, and end the ranks of this node."""
         try:
             publish_first(self._run.outcome(self._attempt), msgspec.json.encode(record))
         except OSError as failure:  # the file system may be what hangs or is full; the ranks end all the same

@@ -197,6 +197,13 @@ def _torch_memory(_folder: Path) -> None:
     torch.zeros(2**30)
 
 
+def _host_memory(_folder: Path) -> None:
+    """Take what there is, until the kernel has had enough."""
+    taken = []
+    while True:
+        taken.append(b"x" * 2**24)
+
+
 def _no_descriptors(_folder: Path) -> None:
     used = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
@@ -316,6 +323,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "eio": _raise(lambda: OSError(errno.EIO, "Input/output error")),
     "python memory": _python_memory,
     "torch memory": _torch_memory,
+    "host memory": _host_memory,
     "no descriptors": _no_descriptors,
     "no file growth": _no_file_growth,
     "damage": _damage,

@@ -6,15 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hpctrain.config.schema import Restart
 from hpctrain.rundir import RunDir, read_json
 
 _MEANING = ("step", "epoch", "position", "seed", "optimizer", "scaler")
-
-
-def known(cause: str, otherwise: str = "error") -> str:
-    """Return a cause that has a budget of its own in this version, else what stands for it."""
-    return cause if cause in Restart.__struct_fields__ else otherwise
 
 
 def state(run: RunDir, step: int) -> dict[str, Any]:

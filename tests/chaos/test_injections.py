@@ -1,9 +1,13 @@
 """Faults that do not end an attempt by themselves, or that the supervisor must survive: each run ends like its twin."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -71,7 +75,7 @@ def test_a_rank_fails_while_it_evaluates(chaos, twin, kind, rank, step):
     assert len(tested) == (2 if step == 12 else 1), "an evaluation that was cut off is made up for"
 
 
-@pytest.mark.parametrize("step", [1, 7, 12, 23])
+@pytest.mark.parametrize("step", [2, 7, 12, 23])  # by the third step the first one is certainly saved
 def test_the_supervisor_is_killed_and_the_run_goes_on_by_hand(chaos, twin, step):
     project = chaos([address("supervisor", step % 2, step)])
     run = project.freeze(2)
@@ -99,6 +103,41 @@ def test_new_processes_end_like_forked_ones(chaos, twin, fork):
     run, _ = cli(project, f"dist.fork={fork}")
     assert_done(project)
     assert [cause for cause in oracle.causes(run) if cause != "time_limit"] == ["rank_killed", "rank_killed", None]
+    oracle.assert_like(run, twin(2), samples=SAMPLES)
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Sequence[str]]:
+    """Return a command that runs another in a control group with 2 GiB of memory; skip where none can be made."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    own = [Path("/sys/fs/cgroup/memory") / path.lstrip("/") for _, name, path in lines if name == "memory"]
+    group = own[0] / f"hpctrain-test-{os.getpid()}" if own else None
+    try:
+        if group is None:
+            pytest.skip("needs the memory controller of control groups, version 1")
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    (group / "memory.limit_in_bytes").write_text(str(2**31))
+    yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+    for pid in (group / "cgroup.procs").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            break
+        time.sleep(0.1)
+
+
+def test_the_kernel_kills_a_rank_for_want_of_memory(chaos, twin, small_memory):
+    project = chaos([address("host memory", 1, 9)])
+    run, done = cli(project, inside=small_memory, check=False)
+    assert done.returncode == 4, done.stderr
+    assert_done(project)
+    [outcome] = oracle.outcomes(run)
+    assert (outcome["cause"], outcome["rank"]) == ("out_of_memory", 1), outcome
+    assert "rank 1 was killed because memory ran out" in done.stderr
+    assert project.supervise(run) == 0, oracle.logs(run)
     oracle.assert_like(run, twin(2), samples=SAMPLES)
 
 

@@ -198,9 +198,10 @@ def test_a_slow_rank_is_named_by_status(run):
         while not found.get("slow"):
             assert time.monotonic() < until, found
             time.sleep(0.5)
-            argv = [sys.executable, "-m", "hpctrain", "status", "--json", *map(str, project.glob("runs/*"))]
-            rows = json.loads(subprocess.run(argv, capture_output=True, check=True, cwd=project.parent).stdout)
-            found.update(rows[0] if rows else {})
+            for path in project.glob("runs/*/attempts/1/ranks/*.json"):
+                argv = [sys.executable, "-m", "hpctrain", "status", "--json", str(path.parents[3])]
+                [row] = json.loads(subprocess.run(argv, capture_output=True, check=True, cwd=project.parent).stdout)
+                found.update(row)
         os.kill(supervisor_of(project), signal.SIGINT)
 
     run("model.args={fault: dawdle, rank: 1}", "train.steps=100000", meanwhile=look)
@@ -213,6 +214,17 @@ def test_a_slow_rank_is_named_by_status(run):
 def supervisor_of(project):
     [pid] = [pid for pid in processes(project) if b"run" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     return pid
+
+
+def test_ranks_that_do_not_stop_are_ended_before_the_time_limit(run, monkeypatch):
+    """So that the batch script lives to judge them; a dawdling rank would have stopped when the time was near."""
+    monkeypatch.setenv("HPCTRAIN_END_S", str(int(time.time() + 30)))
+    code, attempt, printed = run("model.args={fault: spin, rank: 1}", "dist.hang=60", "restart.time_limit=0")
+    assert code == 4
+    assert time.time() < float(os.environ["HPCTRAIN_END_S"])
+    outcome = json.loads((attempt / "outcome.json").read_text())
+    assert (outcome["verdict"], outcome["cause"], outcome["rank"]) == ("failed", "time_limit", 1), printed
+    assert outcome["message"] == f"the time limit is near, and rank 1 on {HOST} has not stopped: forward at step 4"
 
 
 def test_zero_turns_it_off(run):
