@@ -1,0 +1,76 @@
+"""k-fold cross-validation: real runs, each of which leaves out another part of the training samples."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from hpctrain.rundir import RunDir
+
+CONFIG = """
+name: small
+data: {dataset: digits}
+model: {name: mlp, args: {hidden: [8]}}
+batch: {global: 100}
+optim: {lr: 0.1}
+train: {epochs: 1}
+log: {samples: true}
+"""
+
+
+@pytest.fixture
+def hpctrain(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "c.yaml").write_text(CONFIG)
+
+    def call(*words):
+        argv = [sys.executable, "-m", "hpctrain", *words]
+        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return call
+
+
+@pytest.mark.torch
+def test_every_training_sample_is_left_out_by_one_fold_and_the_scores_are_summarised(hpctrain):
+    done = hpctrain("run", "c.yaml", "folds=3", "--ranks", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    runs = [RunDir(type(RunDir.root("x"))(path)) for path in found["runs"]]
+    assert [run.name.rpartition("-fold")[2][0] for run in runs] == ["1", "2", "3"]
+
+    everyone, left_out = set(range(1500)), []
+    for run in runs:
+        lines = [line for rank in (0, 1) for line in run.samples(1, rank).read_text().splitlines()]
+        seen = [sample for line in lines for sample in json.loads(line)["ids"]]
+        assert len(seen) == len(set(seen))
+        left_out += sorted(everyone - set(seen))
+    assert sorted(left_out) == sorted(everyone)
+
+    rows = [[json.loads(line) for line in run.metrics(1).read_text().splitlines()] for run in runs]
+    for split in ("validation", "test"):
+        values = [next(row["accuracy"] for row in reversed(one) if row["split"] == split) for one in rows]
+        told = found[split]["accuracy"]
+        assert told == {"mean": statistics.mean(values), "std": statistics.stdev(values), "values": values}
+        assert f"{split:10} of 3 folds  accuracy {told['mean']:.4f} +- {told['std']:.4f}" in done.stderr
+
+
+@pytest.mark.torch
+def test_a_fold_that_fails_ends_them_all_with_its_exit_code(hpctrain):
+    done = hpctrain("run", "c.yaml", "folds=3", "optim.lr=1e30")
+    assert done.returncode == 4
+    assert "fold 1 of 3" in done.stderr
+    assert "fold 2 of 3" not in done.stderr
+
+
+def test_folds_are_not_queued_as_one_job(hpctrain):
+    done = hpctrain("submit", "c.yaml", "folds=3", "--scheduler", "local")
+    assert done.returncode == 2
+    assert "hpctrain run does them; or submit each: folds=null data.split.fold=1/3 name=small-fold1" in done.stderr
+
+
+def test_the_plan_of_folds_is_that_of_the_first(hpctrain):
+    done = hpctrain("check", "c.yaml", "folds=3")
+    assert done.returncode == 0, done.stderr
+    assert "1000" in done.stdout
