@@ -227,7 +227,7 @@ seed: 1
         "run.yaml:5:27: model.args.channels: 5 blocks halve 28 pixels to nothing; give at most 4 for this dataset",
         f"run.yaml:7:7: seed: {WHOLE}, got 'x'",
         "run.yaml:8:1: seed: given twice, on line 7 and on line 8",
-        "command line: log.zzz=1: unknown key; allowed: every, samples",
+        "command line: log.zzz=1: unknown key; allowed: every, samples, noise_scale",
         "command line: device=gpu: expected one of auto, cpu, cuda, got 'gpu'; did you mean cpu?",
         "command line: env.venv=/v: a container brings its own Python; give one of venv and container",
     ]
