@@ -73,9 +73,11 @@ fi
 say "the wheel, with nothing but what the login node needs"
 bash tests/wheel.sh
 
-say "all tests"
 status=0
-python -m pytest || status=$?
+say "quick tests"
+python -m pytest -m "not slurm and not torch and not gpu" || status=$?
+say "all other tests"
+python -m pytest -m "slurm or torch or gpu" --durations=40 || status=$?
 
 cat <<'NOTE'
 

@@ -113,6 +113,7 @@ def test_config_keys():
             "kernel",
             "norm",
             "norm_blocks",
+            "padding",
             "pool",
         ],
         ["classes", "shape"],

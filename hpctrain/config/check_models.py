@@ -133,8 +133,8 @@ def _arguments(model: Model) -> Found:
 
 
 def _blocks(args: CnnArgs) -> Found:
-    if args.kernel % 2 == 0:
-        yield "model.args.kernel", f"{args.kernel} is even and has no centre; give an odd number"
+    if args.kernel % 2 == 0 and args.padding is None:
+        yield "model.args.kernel", f"{args.kernel} is even and has no centre; give an odd number, or padding"
     if args.norm_blocks and args.norm == "none":
         yield "model.args.norm_blocks", "nothing reads this with norm: none; remove it, or use norm: before or after"
     for number in args.norm_blocks:
@@ -159,13 +159,8 @@ def _inputs(config: Config, model: Model) -> Found:
     if side is None:  # the ranks see it
         return
     args = arguments(MODEL_ARGS[model.name], model.args)
-    if isinstance(args, CnnArgs) and args.pool != "none":
-        blocks, most = len(args.channels), side.bit_length() - 1
-        if blocks > most:
-            yield (
-                "model.args.channels",
-                f"{blocks} blocks halve {side} pixels to nothing; give at most {most} for this dataset",
-            )
+    if isinstance(args, CnnArgs) and (refusal := args.refusal(side)):
+        yield "model.args.channels", "; ".join(refusal)
     if isinstance(args, VitArgs) and side % args.patch:
         fitting = [str(patch) for patch in range(2, side + 1) if side % patch == 0]
         yield "model.args.patch", f"{args.patch} does not divide {side} pixels; use one of {', '.join(fitting)}"

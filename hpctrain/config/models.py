@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from hpctrain.config.texts import Fraction, Function, Path, Pattern, Positive
+from hpctrain.config.texts import Count, Fraction, Function, Path, Pattern, Positive
 
 Activation = Literal[
     "relu", "tanh", "sigmoid", "hardtanh", "leaky", "prelu", "elu", "selu", "gelu", "softplus", "swish"
@@ -48,9 +48,12 @@ class CnnArgs(Weights, frozen=True, kw_only=True):
     """Arguments of `model: {name: cnn}`."""
 
     channels: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (32, 64)
-    """Channels of the blocks; each is a convolution that keeps height and width, 2 x 2 pooling, and the activation."""
+    """Channels of the blocks; each is a convolution, 2 x 2 pooling, and the activation."""
     kernel: Positive = 3
-    """Height and width of the convolutions, an odd number."""
+    """Height and width of the convolutions; an odd number, unless `padding` is given."""
+    padding: Count | None = None
+    """Width of the margin of zeros: of n pixels a convolution makes n + 2 x padding - kernel + 1. If absent, height and
+    width stay."""
     pool: Literal["max", "average", "none"] = "max"
     """What halves height and width after each convolution."""
     activation: Activation = "relu"
@@ -67,6 +70,26 @@ class CnnArgs(Weights, frozen=True, kw_only=True):
     """Widths of further dense layers behind that one."""
     dropout: Fraction = 0.0
     """Part of the outputs of each dense layer that is set to 0 in training."""
+
+    @property
+    def margin(self) -> int:
+        """The padding that is used."""
+        return self.kernel // 2 if self.padding is None else self.padding
+
+    def side_after(self, blocks: int, side: int) -> int:
+        """Return how many of `side` pixels are left after some blocks; 0 if nothing is."""
+        for _ in range(blocks):
+            side = max(side + 2 * self.margin - self.kernel + 1, 0) // (1 if self.pool == "none" else 2)
+        return side
+
+    def refusal(self, side: int) -> tuple[str, str] | None:
+        """Say that the blocks leave nothing of `side` pixels, and what would; None if they leave something."""
+        blocks = len(self.channels)
+        if self.side_after(blocks, side):
+            return None
+        most = next(number for number in range(blocks, -1, -1) if self.side_after(number, side))
+        hint = f"give at most {most} for this dataset" if most else "give a smaller kernel, or padding"
+        return f"{blocks} blocks leave nothing of {side} pixels", hint
 
 
 class LenetArgs(Struct, frozen=True, kw_only=True):

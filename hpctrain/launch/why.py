@@ -32,9 +32,11 @@ def why(run: RunDir) -> dict[str, Any]:
     final = row["state"] in {"FAILED", "CANCELLED"}
     if ended and (final or row["state"] == "REQUEUED" or ended[-1].decision == "end"):
         entry = ended[-1]
+        # The ranks cannot tell who sent TERM; that the run was cancelled is known here.
+        is_cancelled = row["state"] == "CANCELLED" and entry.cause == "preempted"
         found |= {
             "attempt": entry.attempt,
-            "cause": entry.cause,
+            "cause": "cancelled" if is_cancelled else entry.cause,
             "rank": entry.rank,
             "host": entry.host,
             "message": entry.message,

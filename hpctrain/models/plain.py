@@ -41,25 +41,21 @@ def cnn(args: CnnArgs, shape: Shape, outputs: int) -> nn.Module:
     Raises:
         UsageError: the inputs are no images, or too small to be halved by each block.
     """
-    channels, height, width = image("cnn", shape)
-    halvings = 0 if args.pool == "none" else len(args.channels)
-    if min(height, width) >> halvings == 0:
-        raise UsageError(
-            f"model.args.channels: {halvings} blocks halve the image {halvings} times, and it is {height} x {width}",
-            f"give at most {min(height, width).bit_length() - 1} channels",
-        )
+    channels, *sides = image("cnn", shape)
+    if refusal := args.refusal(min(sides)):
+        raise UsageError(f"model.args.channels: {refusal[0]}", refusal[1])
+    left = [args.side_after(len(args.channels), side) for side in sides]
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise((channels, *args.channels)), 1):
         layers += _block(args, before, after, normed=number in (args.norm_blocks or [number]))
-    flat = args.channels[-1] * (height >> halvings) * (width >> halvings)
-    widths = (flat, args.hidden, *args.dense)
+    widths = (args.channels[-1] * math.prod(left), args.hidden, *args.dense)
     head = [nn.Flatten(), *dense(widths, args.activation, args.dropout), nn.Linear(widths[-1], outputs)]
     return channels_last(initialise(nn.Sequential(*layers, *head), args))
 
 
 def _block(args: CnnArgs, before: int, after: int, *, normed: bool) -> list[nn.Module]:
     pool = [] if args.pool == "none" else [_POOLS[args.pool](2)]
-    layers: list[nn.Module] = [nn.Conv2d(before, after, args.kernel, padding=args.kernel // 2)]
+    layers: list[nn.Module] = [nn.Conv2d(before, after, args.kernel, padding=args.margin)]
     if args.norm == "before" and normed:
         layers.append(nn.BatchNorm2d(after))
     activation = ACTIVATIONS[args.activation]()

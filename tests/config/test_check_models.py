@@ -35,8 +35,16 @@ def config(good, *, data="{dataset: mnist}", model="{name: mlp}", more=""):
             "3:36: model.args.dropout: expected a number of at least 0 and less than 1, got 1.0",
         ),
         (
+            {"model": "{name: cnn, args: {kernel: 9, padding: 0, channels: [4, 4, 4]}}"},
+            "3:50: model.args.channels: 3 blocks leave nothing of 28 pixels; give at most 2 for this dataset",
+        ),
+        (
+            {"model": "{name: cnn, args: {kernel: 29, padding: 0}}"},
+            "3:20: model.args.channels: 2 blocks leave nothing of 28 pixels; give a smaller kernel, or padding",
+        ),
+        (
             {"model": "{name: cnn, args: {kernel: 4}}"},
-            "3:35: model.args.kernel: 4 is even and has no centre; give an odd number",
+            "3:35: model.args.kernel: 4 is even and has no centre; give an odd number, or padding",
         ),
         (
             {"model": "{name: cnn, args: {norm_blocks: [1]}}"},

@@ -224,7 +224,7 @@ seed: 1
         "run.yaml:3:1: optim.lr: missing; expected a number greater than 0",
         "run.yaml:3:19: optim.nesterov: expected true or false, got 'on'; write true",
         "run.yaml:4:30: batch.per_rank: give one of global and per_rank, not both",
-        "run.yaml:5:27: model.args.channels: 5 blocks halve 28 pixels to nothing; give at most 4 for this dataset",
+        "run.yaml:5:27: model.args.channels: 5 blocks leave nothing of 28 pixels; give at most 4 for this dataset",
         f"run.yaml:7:7: seed: {WHOLE}, got 'x'",
         "run.yaml:8:1: seed: given twice, on line 7 and on line 8",
         "command line: log.zzz=1: unknown key; allowed: every, samples, noise_scale",

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,19 @@ def test_a_run_that_completed_has_nothing_wrong(project, hpctrain):
     found = json.loads(hpctrain("why", run, "--json").stdout)
     assert (found["state"], found["cause"], found["attempt"]) == ("COMPLETED", None, None)
     assert "nothing is wrong" in hpctrain("why", Path(run).name).stdout
+
+
+def test_a_run_that_was_cancelled_is_not_called_preempted(project, hpctrain):
+    """The ranks are told to stop by TERM in both cases."""
+    (project / "bad.yaml").write_text(CONFIG.replace("{name: 'net:build'}", "{name: mlp}"))
+    done = hpctrain("submit", "bad.yaml", "--scheduler", "local", "train.epochs=100000")
+    assert done.returncode == 0, done.stderr
+    [run] = (project / "runs").iterdir()
+    deadline = time.monotonic() + 60
+    while not (run / "attempts/1/metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert hpctrain("cancel", run).returncode == 0
+    found = json.loads(hpctrain("why", run, "--json").stdout)
+    assert (found["state"], found["cause"]) == ("CANCELLED", "cancelled")
+    assert "first cause: cancelled in attempt 1: told to stop, saved at step" in hpctrain("why", run).stdout

@@ -79,7 +79,7 @@ def test_a_cnn_too_deep_for_its_images_is_refused():
     with pytest.raises(UsageError) as caught:
         build("cnn", shape=(1, 8, 8), channels=[4, 4, 4, 4])
     assert str(caught.value) == (
-        "model.args.channels: 4 blocks halve the image 4 times, and it is 8 x 8\n  give at most 3 channels"
+        "model.args.channels: 4 blocks leave nothing of 8 pixels\n  give at most 3 for this dataset"
     )
 
 

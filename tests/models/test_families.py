@@ -141,6 +141,13 @@ def test_a_cnn_has_what_it_is_asked_for():
     assert (model[0].kernel_size, model[0].padding, model[10].in_features) == ((5, 5), (2, 2), 7 * 7 * 32)
 
 
+@pytest.mark.parametrize(("kernel", "padding", "left"), [(5, 0, 4), (5, 1, 5), (4, 1, 6), (3, 1, 7), (3, 2, 8)])
+def test_a_margin_decides_what_a_convolution_leaves(kernel, padding, left):
+    model = build("cnn", (1, 28, 28), channels=[4, 8], kernel=kernel, padding=padding, hidden=16)
+    assert model[7].in_features == left * left * 8
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_an_mlp_has_what_it_is_asked_for():
     model = build("mlp", (4,), hidden=[8, 6], activation="selu", batch_norm=True, dropout=0.5, dropout_input=0.2)
     kinds = [type(part).__name__ for part in model]
