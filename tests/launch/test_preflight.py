@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from hpctrain import plan as planning
@@ -139,7 +140,7 @@ def test_an_ejected_script_carries_its_config_and_plan(make, tmp_path):
     assert done.returncode == 0
     run = tmp_path / "my runs" / "mini-7"
     assert load(run / "config.yaml").config == loaded.config
-    assert Plan(**json.loads((run / "plan.json").read_text())) == plan
+    assert msgspec.json.decode((run / "plan.json").read_bytes(), type=Plan) == plan
     assert json.loads((run / "job.json").read_text())["job_id"] == "7"
 
 
