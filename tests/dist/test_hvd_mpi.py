@@ -24,10 +24,10 @@ dist: {strategy: horovod}
 # One step by Adasum, against its formula (Maleki et al. 2020, section 3) of what each rank would have done alone
 ADASUM = """
 import torch, horovod.torch as hvd
-from hpctrain.config.schema import Horovod as Settings
+from hpctrain.config import schema
 from hpctrain.dist.hvd import Horovod
 hvd.init()
-comm = Horovod(hvd, Settings(op="adasum"), torch.device("cpu"), 30)
+comm = Horovod(hvd, schema.Dist(horovod=schema.Horovod(op="adasum")), torch.device("cpu"), 30)
 model = torch.nn.Linear(5, 1, bias=False).double()
 with torch.no_grad():
     model.weight.copy_(torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0]]))

@@ -23,9 +23,9 @@ def evaluated(*given):
 
     _, _, config, plan, world, comm, device, _, _ = given
     numbers = prepare.planned(config, plan, world, comm)
-    data, model, _, precision, objective = prepare.parts(config, plan, numbers, comm, device)
-    weights.start(config.model, plan, model, None)
-    found = evaluate(model, data.test, objective, comm=comm, precision=precision)
+    parts = prepare.parts(config, plan, numbers, comm, device)
+    weights.start(config.model, plan, parts.model, None)
+    found = evaluate(parts.model, parts.data.test, parts.objective, comm=comm, precision=parts.precision)
     return {"value": [found.score / found.samples, found.loss]}
 
 
