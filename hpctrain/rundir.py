@@ -290,35 +290,6 @@ def _sum(root: Path, name: str) -> str:
         return "missing"
 
 
-def _roots_file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "hpctrain" / "roots"
-
-
-def _noted_roots() -> list[Path]:
-    try:
-        return [Path(line) for line in _roots_file().read_text().splitlines()]
-    except (OSError, RuntimeError):  # RuntimeError: this user has no home at all
-        return []
-
-
-def remember_root(root: Path) -> None:
-    """Note where run directories are made, so that `hpctrain status JOB` finds them from anywhere."""
-    if root not in _noted_roots():
-        try:
-            _roots_file().parent.mkdir(parents=True, exist_ok=True)
-            with _roots_file().open("a") as file:
-                file.write(f"{root}\n")
-        except (OSError, RuntimeError):  # a read-only home, or none, costs the short way to a run, not the run
-            return
-
-
-def known_roots() -> list[Path]:
-    """Return the directories in which runs were made, `./runs` first, those that still exist."""
-    roots = dict.fromkeys([Path("runs").absolute(), *_noted_roots()])
-    return [root for root in roots if os.path.isdir(root)]  # noqa: PTH112 - a Path raises where it may not look
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object of a run; `{}` if it is not there or not whole."""
     try:

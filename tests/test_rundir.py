@@ -2,12 +2,11 @@ import json
 import os
 import stat
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from hpctrain.errors import UsageError
-from hpctrain.rundir import RunDir, changed_since, known_roots, publish, publish_first, remember_root, sums_of
+from hpctrain.rundir import RunDir, changed_since, publish, publish_first, sums_of
 
 
 @pytest.fixture
@@ -115,28 +114,3 @@ def test_edited_and_deleted_files_are_found_and_new_ones_do_not_count(tmp_path):
     (tmp_path / "a.py").write_text("x")
     (tmp_path / "c.py").unlink()
     assert changed_since(tmp_path, sums) == ["a.py", "c.py"]
-
-
-def test_roots_are_remembered_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    remember_root(tmp_path)
-    remember_root(tmp_path)
-    assert known_roots() == [tmp_path]
-    assert (tmp_path / "state" / "hpctrain" / "roots").read_text() == f"{tmp_path}\n"
-
-
-def test_a_home_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    remember_root(Path("/somewhere"))
-
-
-def test_a_user_without_a_home_costs_nothing(tmp_path, monkeypatch):
-    def homeless(_path):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    monkeypatch.chdir(tmp_path)
-    remember_root(Path("/somewhere"))
-    assert known_roots() == []

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from hpctrain import roots
 from hpctrain.cli import parts
 
 
@@ -16,7 +17,7 @@ def status(runs: tuple[str, ...], as_json: bool) -> None:
     from hpctrain.launch.attempts import attempts_table, with_attempts
 
     parts.use_sandbox()
-    found = [parts.find(ref) for ref in runs] if runs else statuses.recent(parts.roots())
+    found = [parts.find(ref) for ref in runs] if runs else statuses.recent(roots.known())
     rows = statuses.status(found)
     parts.show(with_attempts(found, rows) if as_json else rows, statuses.table, as_json=as_json)
     if not as_json and len(runs) == 1 and (attempts := attempts_table(found[0])):
@@ -41,7 +42,7 @@ def list(as_json: bool) -> None:  # noqa: A001 - the name of the command
     from hpctrain.launch import status as statuses
 
     parts.use_sandbox()
-    rows = statuses.status(statuses.listing(parts.roots()))
+    rows = statuses.status(statuses.listing(roots.known()))
     parts.show(rows, statuses.table, as_json=as_json)
 
 
@@ -70,7 +71,7 @@ def cancel(runs: tuple[str, ...]) -> None:
     from hpctrain.launch.status import find_live
 
     parts.use_sandbox()
-    for directory in [find_live(ref, parts.roots()) for ref in runs]:
+    for directory in [find_live(ref, roots.known()) for ref in runs]:
         print(cancel_run(directory), file=sys.stderr)
 
 

@@ -1,10 +1,12 @@
 """The command that packs a dataset."""
 
+import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from hpctrain.cli import parts
 from hpctrain.errors import UsageError
 
 
@@ -31,9 +33,14 @@ def pack(src: Path | None, out: Path | None, verify: Path | None, **settings: in
     if verify is not None:
         if src is not None:
             raise UsageError("--verify checks its own OUT and packs nothing", "hpctrain pack --verify OUT")
-        parts.become("hpctrain.data.verify", str(verify))
+        _become("hpctrain.data.verify", str(verify))
     if src is None or out is None:
         raise UsageError("pack needs SRC and OUT", "hpctrain pack SRC OUT, or hpctrain pack --verify OUT")
     import msgspec
 
-    parts.become("hpctrain.data.pack", msgspec.json.encode({"src": str(src), "out": str(out), **settings}).decode())
+    _become("hpctrain.data.pack", msgspec.json.encode({"src": str(src), "out": str(out), **settings}).decode())
+
+
+def _become(module: str, argument: str) -> NoReturn:
+    """Go on as another program, which may import what the command line must not."""
+    os.execv(sys.executable, [sys.executable, "-m", module, argument])  # noqa: S606 - no shell is wanted

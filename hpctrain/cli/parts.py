@@ -1,12 +1,13 @@
 """What commands share: their arguments, finding runs, choosing a scheduler, printing."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
+
+from hpctrain import roots
 
 if TYPE_CHECKING:
     from hpctrain.config.load import Loaded
@@ -21,11 +22,8 @@ scheduler = click.option(
     "--scheduler", type=click.Choice(["slurm", "local"]), help="Default: slurm if sbatch is there, else local."
 )
 ref = click.argument("run", metavar="RUN")
-
-
-def become(module: str, argument: str) -> NoReturn:
-    """Go on as another program, which may import what the command line must not."""
-    os.execv(sys.executable, [sys.executable, "-m", module, argument])  # noqa: S606 - no shell is wanted
+dry_run = click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
+follow = click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
 
 
 def load(config: Path, overrides: tuple[str, ...]) -> "Loaded":
@@ -64,15 +62,17 @@ def choose(scheduler: Scheduler | None) -> Scheduler:
     return "slurm" if scheduler == "slurm" or slurm.available() else "local"
 
 
-def roots() -> list[Path]:
-    """Return where runs are looked for."""
-    from hpctrain.rundir import known_roots
-
-    return known_roots()
-
-
 def find(ref: str) -> "RunDir":
     """Find a run by its directory, name or job id."""
     from hpctrain.launch.status import find
 
-    return find(ref, roots())
+    return find(ref, roots.known())
+
+
+def started(run: "RunDir", job_id: str, *, follow: bool) -> None:
+    """Print what was started where; stay until it ends, if asked to."""
+    print(f"job {job_id}\nrun {run.path}", flush=True)
+    if follow:
+        from hpctrain.launch.follow import until_end
+
+        until_end(run)

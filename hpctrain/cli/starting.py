@@ -36,8 +36,8 @@ def check(config: Path, overrides: tuple[str, ...], scheduler: parts.Scheduler |
 @parts.config
 @parts.overrides
 @parts.scheduler
-@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
-@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+@parts.dry_run
+@parts.follow
 def submit(
     config: Path, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, dry_run: bool, follow: bool
 ) -> None:
@@ -69,11 +69,7 @@ def submit(
     if where == "slurm" and slurm.sandbox():
         print("hpctrain: Slurm is the sandbox that is up; hpctrain sandbox down ends it", file=sys.stderr)
     job_id = submission.to_slurm(run) if where == "slurm" else submission.to_background(run)
-    print(f"job {job_id}\nrun {run.path}", flush=True)
-    if follow:
-        from hpctrain.launch.follow import until_end
-
-        until_end(run)
+    parts.started(run, job_id, follow=follow)
 
 
 @click.command()
@@ -121,8 +117,8 @@ def run(
 @parts.overrides
 @parts.scheduler
 @click.option("--code", is_flag=True, help="Take a new snapshot of the code, of this directory.")
-@click.option("--dry-run", is_flag=True, help="Print the batch script and do nothing.")
-@click.option("--follow", is_flag=True, help="Stay, show rank 0's log, and end with the run's exit code.")
+@parts.dry_run
+@parts.follow
 def resume(
     run: str, overrides: tuple[str, ...], scheduler: parts.Scheduler | None, code: bool, dry_run: bool, follow: bool
 ) -> None:
@@ -145,11 +141,7 @@ def resume(
         sys.stdout.write(resumption.script(ready_to_go))
         return
     job_id = resumption.start(ready_to_go, argv=sys.argv)
-    print(f"job {job_id}\nrun {directory.path}", flush=True)
-    if follow:
-        from hpctrain.launch.follow import until_end
-
-        until_end(directory)
+    parts.started(directory, job_id, follow=follow)
 
 
 @click.command()

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 import hpctrain
+from hpctrain import roots
 from hpctrain.config.load import Loaded, dump
 from hpctrain.errors import ClusterError, HpctrainError, OwnedError, UsageError
 from hpctrain.launch import owner, slurm, snapshot
 from hpctrain.launch.render import render
 from hpctrain.plan import Plan
 from hpctrain.processes import start_time
-from hpctrain.rundir import RunDir, publish, read_json, remember_root, sums_of
+from hpctrain.rundir import RunDir, publish, read_json, sums_of
 
 
 def freeze(loaded: Loaded, plan: Plan, *, argv: Sequence[str]) -> RunDir:
@@ -146,7 +147,7 @@ def record_local(run: RunDir, pid: int) -> str:
 
 def _record(run: RunDir, job: dict[str, Any]) -> str:
     publish(run.job, msgspec.json.encode({**job, "submitted": time.time()}))
-    remember_root(run.path.parent)
+    roots.remember(run.path.parent)
     return str(job["job_id"])
 
 

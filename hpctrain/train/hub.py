@@ -4,7 +4,7 @@ Compute nodes often forbid ssh, and an `srun` inside a step waits for that step'
 are meant for the ranks. But each node has a relay anyway (`hpctrain.train.relay`), a task of the job's one step. So:
 
 1. The first node's relay listens; the others connect and wait for orders (`Hub`, `obey`).
-2. mpirun calls `RUN/attempts/N/agent HOST COMMAND`, which is this module's `main`; it connects, too, and its order is
+2. mpirun calls `RUN/attempts/N/agent HOST COMMAND`, which is `hpctrain.train.agent`; it connects, too, and its order is
    passed on to the relay of that host.
 3. That relay starts the command, in the environment that the batch script has made, and reports how it ended.
 
@@ -25,11 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
-from hpctrain.errors import HpctrainError, RendezvousError, UsageError
+from hpctrain.errors import RendezvousError
 from hpctrain.processes import kill_tree, tie_to_parent
 from hpctrain.rundir import RunDir, publish
 
@@ -37,7 +37,6 @@ DEAF_TO = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Signals for the ranks, of which a launcher or its daemon would die."""
 
 _SHELLS = {"sh", "bash", "dash", "ksh", "zsh", "csh", "tcsh"}
-_SSH_OPTIONS_WITH_VALUE = {f"-{letter}" for letter in "BbcDEeFIiJLlmOoPpQRSWw"}
 _LARGEST = 1 << 24
 _HANDSHAKE_S = 10
 
@@ -109,7 +108,7 @@ class Hub:
         publish(self._run.agents(self._attempt), f"{address}:{self._door.getsockname()[1]}".encode())
         agent = self._run.agent(self._attempt)
         # Open MPI lifts what is blocked for its ssh, which then would die of a signal that Slurm sends to all processes
-        script = f"""#!/bin/sh\ntrap '' INT TERM USR2\nexec "{sys.executable}" -m hpctrain.train.hub "$@"\n"""
+        script = f"""#!/bin/sh\ntrap '' INT TERM USR2\nexec "{sys.executable}" -m hpctrain.train.agent "$@"\n"""
         publish(agent, script.encode())
         agent.chmod(0o700)
 
@@ -132,7 +131,7 @@ class Hub:
     def close(self) -> None:
         """Let the other relays go: all is over."""
         for node in self._nodes.values():
-            _send(node, {"bye": True})
+            send(node, {"bye": True})
 
     def _let_in(self) -> None:
         while True:
@@ -146,7 +145,7 @@ class Hub:
         try:
             deliver_challenge(connection, self._secret)
             answer_challenge(connection, self._secret)
-            hello = _receive(connection)
+            hello = receive(connection)
         except (AuthenticationError, EOFError, OSError, msgspec.DecodeError):
             print(f"hpctrain: turned away a stranger from {address}", file=sys.stderr, flush=True)
             connection.close()
@@ -165,7 +164,7 @@ class Hub:
             self._changed.notify()
         try:
             while True:
-                report = _receive(connection)
+                report = receive(connection)
                 self._ended(report["number"], report["code"])
         except (EOFError, OSError):  # the node is lost: srun tells, and ends the step
             return
@@ -175,7 +174,7 @@ class Hub:
         self._waiting[number] = connection
         node = self._nodes.get(self._named(host))
         if node is not None:
-            _send(node, {"number": number, "command": command})
+            send(node, {"number": number, "command": command})
         elif self._named(host) == self._hosts[0]:
             self._commands.start(number, command)
         else:
@@ -190,7 +189,7 @@ class Hub:
         if node is None:
             self._commands.end(number)
         else:
-            _send(node, {"number": number, "end": True})
+            send(node, {"number": number, "end": True})
 
     def _named(self, host: str) -> str:
         """Return Slurm's name of a node; a launcher may have cut or lengthened it."""
@@ -202,7 +201,7 @@ class Hub:
     def _ended(self, number: int, code: int) -> None:
         agent = self._waiting.pop(number, None)
         if agent is not None:
-            _send(agent, {"code": code})
+            send(agent, {"code": code})
 
 
 def obey(
@@ -218,19 +217,19 @@ def obey(
         timeout_s: how long to wait for the first node's relay.
         look: called some times a second.
     """
-    connection = _connect(run, attempt, timeout_s)
+    connection = connect(run, attempt, timeout_s)
     lock = threading.Lock()
 
     def report(number: int, code: int) -> None:
         with lock:
-            _send(connection, {"number": number, "code": code})
+            send(connection, {"number": number, "code": code})
 
     commands = _Commands(env, report)
-    _send(connection, {"node": host})
+    send(connection, {"node": host})
     try:
         while True:
             if connection.poll(0.05):
-                order = _receive(connection)
+                order = receive(connection)
                 if "bye" in order:
                     return 0
                 if "end" in order:
@@ -242,7 +241,12 @@ def obey(
         return 1
 
 
-def _connect(run: RunDir, attempt: int, timeout_s: float) -> Connection:
+def connect(run: RunDir, attempt: int, timeout_s: float) -> Connection:
+    """Connect with the first node's relay; both prove that they know the attempt's secret.
+
+    Raises:
+        RendezvousError: it did not publish its address in time, or does not answer there.
+    """
     path, deadline = run.agents(attempt), time.monotonic() + timeout_s
     while True:
         os.listdir(path.parent)  # noqa: PTH208 - makes a network file system look again instead of remembering a miss
@@ -259,47 +263,18 @@ def _connect(run: RunDir, attempt: int, timeout_s: float) -> Connection:
             raise RendezvousError(f"no connection to the first node's relay at {address}:{port}: {error}") from None
 
 
-def _send(connection: Connection, message: Mapping[str, Any]) -> None:
+def send(connection: Connection, message: Mapping[str, Any]) -> None:
+    """Send a message; one to a peer that is gone is lost."""
     try:
         connection.send_bytes(msgspec.json.encode(message))
     except OSError:  # the peer is gone, which whoever reads from it sees
         return
 
 
-def _receive(connection: Connection) -> dict[str, Any]:
-    return msgspec.json.decode(connection.recv_bytes(_LARGEST), type=dict[str, Any])
-
-
-def order_of(arguments: Sequence[str]) -> tuple[str, str]:
-    """Return host and command of a call that is meant for ssh: options, the host, more options, the command.
+def receive(connection: Connection) -> dict[str, Any]:
+    """Wait for a message.
 
     Raises:
-        UsageError: there is no host or no command.
+        EOFError: the peer is gone.
     """
-    rest, found = list(arguments), list[str]()
-    while rest and len(found) < 2:
-        if not rest[0].startswith("-"):
-            found.append(" ".join(rest) if found else rest.pop(0))
-        else:
-            del rest[: 1 + (rest[0] in _SSH_OPTIONS_WITH_VALUE)]
-    if len(found) < 2:
-        raise UsageError(f"neither host nor command in {' '.join(arguments)!r}", "mpirun calls this, nobody else")
-    return found[0], found[1]
-
-
-def main() -> NoReturn:
-    """Be the ssh of a launcher: have a command started on another node, exit with its code."""
-    try:
-        host, command = order_of(sys.argv[1:])
-        connection = _connect(RunDir(Path(os.environ["HPCTRAIN_RUN"])), int(os.environ["HPCTRAIN_ATTEMPT"]), 10)
-        _send(connection, {"host": host, "command": command})
-        sys.exit(_receive(connection)["code"])
-    except EOFError:
-        sys.exit(255)
-    except HpctrainError as error:
-        print(f"hpctrain: {error}", file=sys.stderr)
-        sys.exit(255)
-
-
-if __name__ == "__main__":
-    main()
+    return msgspec.json.decode(connection.recv_bytes(_LARGEST), type=dict[str, Any])

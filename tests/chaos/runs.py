@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -50,7 +51,8 @@ class Chaos:
         self.folder = self.project / "injected"
         self.folder.mkdir(parents=True)
         (self.folder / "addresses.json").write_text(json.dumps(list(self.addresses)))
-        (self.project / "chaos.py").write_text(Path(__file__).with_name("injected.py").read_text())
+        sources = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(__file__).with_name("injected"), self.project / "chaos", ignore=sources)
         text = CONFIG.replace("FOLDER", str(self.folder)).replace("SAMPLES", str(SAMPLES))
         (self.project / "chaos.yaml").write_text(text)
 

@@ -118,8 +118,15 @@ def small_memory() -> Iterator[Sequence[str]]:
         group.mkdir()
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error}")
-    (group / "memory.limit_in_bytes").write_text(str(2**31))
-    yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(2**31))
+        yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group with all that still runs in it."""
     for pid in (group / "cgroup.procs").read_text().split():
         os.kill(int(pid), signal.SIGKILL)
     for _ in range(100):

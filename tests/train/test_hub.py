@@ -10,7 +10,8 @@ import pytest
 
 from hpctrain.errors import UsageError, WorldError
 from hpctrain.rundir import RunDir
-from hpctrain.train.hub import Hub, order_of
+from hpctrain.train.agent import order_of
+from hpctrain.train.hub import Hub
 
 NODE = """
 import os, sys
