@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hpctrain.errors import CheckpointError
-from hpctrain.manifest import MANIFEST, MODEL, OPTIM, Manifest, Sum, best, verify
+from hpctrain.manifest import FORMAT, MANIFEST, MODEL, OPTIM, Manifest, Sum, best, verify
 
 torch = pytest.importorskip("torch")
 from tests.chaos import saves  # noqa: E402 - needs torch
@@ -128,7 +128,7 @@ def sealed(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 
     for step in (0, 1, 3, -1, 2**62):
         yield f"step {step}", change(step=step)
-    for format_ in (0, 1, 3):
+    for format_ in (0, 1, FORMAT - 1, FORMAT + 1):
         yield f"format {format_}", change(format=format_)
     for fields in ({"seed": 4}, {"global_batch": 16}, {"train_samples": 99}, {"steps_per_epoch": 12}):
         yield f"{fields}", change(**fields)
