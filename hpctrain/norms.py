@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from hpctrain.config.models import HAVE_BATCH_NORM
 from hpctrain.config.schema import Config, Model
 
 GHOST_BATCH = 32
@@ -18,7 +19,7 @@ class Problem(NamedTuple):
 def has_any(model: Model) -> bool:
     """Say whether a model that comes along has batch norms; of the user's own nobody knows before it is built."""
     norms = model.args.get("batch_norm", False) or model.args.get("norm", "none") != "none"
-    return ":" not in model.name and (model.name.startswith("resnet") or norms)
+    return model.name in HAVE_BATCH_NORM or (":" not in model.name and norms)
 
 
 def problem(config: Config, *, samples: int | None, global_batch: int, ranks: int, accumulate: int) -> Problem | None:
@@ -52,12 +53,20 @@ def problem(config: Config, *, samples: int | None, global_batch: int, ranks: in
         )
     if samples is None or config.batch.tail == "drop":
         return None
-    rest = samples % global_batch
+    whole, rest = divmod(samples, global_batch)
+    if config.train is not None and config.train.steps is not None and config.train.steps <= whole:
+        rest = 0  # no step comes that far
+    if kind == "ghost" and rest % (ranks * accumulate * ghost_batch):
+        return Problem(
+            "model.ghost_batch",
+            f"groups of {ghost_batch} do not divide the passes of an epoch's last step: {samples} - {whole} x "
+            f"{global_batch} = {rest} samples / ({share}); use batch.tail=drop",
+        )
     if rest and rest // parts < 2:
         return Problem(
             "batch.tail",
             f"batch norm would see fewer than 2 samples in a pass of an epoch's last step: {samples} - "
-            f"{samples // global_batch} x {global_batch} = {rest} samples / ({share}); use "
+            f"{whole} x {global_batch} = {rest} samples / ({share}); use "
             + " or ".join(filter(None, ["batch.tail=drop", sync if rest >= 2 * accumulate else ""])),
         )
     return None

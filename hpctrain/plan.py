@@ -193,12 +193,19 @@ def _unfit(plan: Plan, optim: Optim) -> Iterator[tuple[str, str]]:
     """Yield what of the optimizer does not fit to batch and steps: the key to blame, and a message."""
     smoothing, before = [*(plan.betas_used or ()), plan.alpha_used or 0.0], asked(optim)
     if min(smoothing) < 0 and optim.base_batch is not None:
-        forgets = 1 - min([*(before.betas or ()), before.alpha or 1.0])
+        forgets = 1 - min([*(before.betas or ()), 1.0 if before.alpha is None else before.alpha])
         largest, name = math.floor(optim.base_batch / forgets), "beta" if plan.betas_used else "alpha"
         message = f"sqrt makes 1 - {name} larger than 1 for a global batch of {plan.global_batch}"
         yield "optim.scale", f"{message}; it goes up to {largest}, else use scale: linear or none"
+    use = "use fewer" if plan.total_steps != 1 else "train for longer"
     if optim.schedule == "onecycle" and plan.total_steps is not None and (plan.rise_steps or 0) >= plan.total_steps:
-        yield "optim.rise", f"{plan.rise_steps} of {plan.total_steps} steps leave none for the way down; use fewer"
+        yield (
+            "optim.rise",
+            f"{plan.rise_steps} of {plan.total_steps} steps leave none for the way down; {use}",
+        )
+    end = plan.decay_over_steps
+    if end and plan.warmup_steps and end <= plan.warmup_steps and optim.schedule in {"linear", "cosine", "polynomial"}:
+        yield "optim.decay_over", f"step {end} is not after the warm-up of {plan.warmup_steps} steps; give more"
 
 
 def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str]) -> Plan:

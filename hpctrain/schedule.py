@@ -97,7 +97,7 @@ class Curve(Struct, frozen=True, kw_only=True):
     def part(self, step: int, reductions: int = 0) -> float:
         """Return the part of the full rate at a step, from 0.
 
-        During warm-up it rises linearly from 1 / warmup_steps to 1 (Goyal et al. 2017, section 2.2).
+        During warm-up it rises linearly from 1 / warmup_steps to 1.
 
         Args:
             step: that many are done.

@@ -161,7 +161,8 @@ class Model(Struct, frozen=True, kw_only=True):
     `ghost_batch` samples (Hoffer et al. 2017), the same on any number of ranks. With batch.accumulate each pass has
     statistics of its own."""
     ghost_batch: Annotated[int, Meta(ge=2)] | None = None
-    """Samples of a group with `batch_norm: ghost`, 32 if absent; it must divide the samples of a pass."""
+    """Samples of a group with `batch_norm: ghost`, 32 if absent; it must divide the samples of each pass, also of those
+    of a last, smaller batch."""
     weights: Path | None = None
     """Start from the weights in this safetensors file, such as `hpctrain ckpt export` writes, or model.safetensors of
     a checkpoint. All names and shapes must agree. Its SHA-256 is in the plan; once there is a checkpoint the file is
@@ -189,6 +190,9 @@ MODEL_ARGS: dict[str, type[Struct]] = {
     **dict.fromkeys(("vit-tiny", "vit-small"), VitArgs),
 }
 """The classes of the arguments of the models that come along."""
+
+HAVE_BATCH_NORM = {*_RESNETS, *_CIFAR_RESNETS, "inception"}
+"""The models that come along and have batch norms whatever their arguments are."""
 
 TAKES_TABLES = {*_AFFINE, "mlp"}
 """The models that come along and take rows of a table; the others need pictures."""

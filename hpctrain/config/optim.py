@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from hpctrain.config.duration import Duration
+from hpctrain.config.models import LIBRARIES
 from hpctrain.config.texts import Count, Fraction, NonNegative, Positive
 
 Optimizer = Literal[
@@ -32,7 +33,8 @@ class Optim(Struct, frozen=True, kw_only=True):
     (Krizhevsky 2014), and with adam, amsgrad, nadam, radam, adamax, adamw and rmsprop also 1 - beta (1 - alpha) x k and
     eps / sqrt(k) (Malladi et al. 2022, section 5); none: nothing."""
     warmup: Duration = Duration(0, "steps")
-    """Length of the linear ramp from lr / warm-up steps to the full rate (Goyal et al. 2017, section 2.2)."""
+    """Length of the linear ramp to the full rate. It starts at the full rate / its steps; that of Goyal et al. 2017,
+    section 2.2, starts at the rate of a small batch."""
     schedule: Shape = "constant"
     """constant; step: times `decay` every `decay_every`; multistep: times `decay` at each of `milestones`; linear,
     polynomial, cosine (Loshchilov & Hutter 2017, without restarts): from the end of the warm-up down to `floor`, over
@@ -93,7 +95,7 @@ class Optim(Struct, frozen=True, kw_only=True):
     """x weights, is added to the gradient; adamw and lamb add it to the step, times the rate."""
     weight_decay_on: Literal["auto", "all", "weights"] = "auto"
     """all; weights: not on biases and the parameters of norms, which lars and lamb then leave without a rate of their
-    own, too. auto: weights for residual networks, lars and lamb, else all."""
+    own, too. auto: weights for lars, lamb and the models resnet..., also those of torchvision and timm, else all."""
 
 
 _PLAIN = Optim(lr=1.0)
@@ -133,6 +135,8 @@ BY_SCHEDULE: dict[str, tuple[str, ...]] = {
 }
 """Which schedules read an argument."""
 
+_LENGTHS = ("decay_every", "decay_over", "period", "rise")
+
 SMOOTHED = (*_ADAMS, "rmsprop")
 """Optimizers whose smoothing the square-root rule scales, too."""
 
@@ -162,7 +166,8 @@ def spares(optim: Optim, model: str) -> bool:
     """Say whether biases and norms have no weight decay, for a model by its name."""
     if optim.weight_decay_on != "auto":
         return optim.weight_decay_on == "weights"
-    return optim.name in {"lars", "lamb"} or model.startswith("resnet")
+    library, _, name = model.rpartition(":")
+    return optim.name in {"lars", "lamb"} or (name.startswith("resnet") and library in {"", *LIBRARIES})
 
 
 def check(optim: Optim) -> Iterator[tuple[str, str]]:
@@ -174,9 +179,10 @@ def check(optim: Optim) -> Iterator[tuple[str, str]]:
         yield "optim.nesterov", "needs momentum greater than 0, such as momentum: 0.9"
     if optim.nesterov and optim.dampening:
         yield "optim.dampening", "cannot be combined with nesterov; remove one of them"
-    for schedule, key in (("step", "decay_every"), ("restarts", "period"), ("onecycle", "rise")):
-        if optim.schedule == schedule and not getattr(optim, key).count:
-            yield f"optim.{key}", f"must be longer than 0 with schedule: {schedule}"
+    for key in _LENGTHS:
+        length = getattr(optim, key)
+        if optim.schedule in BY_SCHEDULE[key] and length is not None and not length.count:
+            yield f"optim.{key}", f"must be longer than 0 with schedule: {optim.schedule}"
     if optim.schedule == "multistep" and not optim.milestones:
         yield "optim.milestones", "missing; say where to decay, such as milestones: [30 epochs, 60 epochs]"
     if optim.cycle_momentum is not None and optim.schedule == "onecycle":
@@ -199,6 +205,8 @@ def _cycle(optim: Optim, cycle: tuple[float, float]) -> Iterator[tuple[str, str]
     low, high = cycle
     if low > high:
         yield "optim.cycle_momentum", f"runs from {low:g} down to {high:g}; give the smaller number first"
+    if not low and optim.name in BY_NAME["momentum"]:
+        yield "optim.cycle_momentum", f"{optim.name} needs momentum greater than 0, such as [0.85, 0.95]"
     if optim.name not in BY_NAME["momentum"] + BY_NAME["betas"]:
         yield "optim.cycle_momentum", f"{optim.name} has no momentum; remove it"
     if optim.momentum:

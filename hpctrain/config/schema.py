@@ -65,8 +65,8 @@ class Train(Struct, frozen=True, kw_only=True):
     clip_value: Annotated[float, Meta(gt=0)] | None = None
     """Largest magnitude of each number of the gradient of a step; comes before clip_norm."""
     max_norm: Annotated[float, Meta(gt=0)] | None = None
-    """Largest 2-norm of the incoming weights of each unit, such as 3; longer ones are scaled down after each step
-    (Srivastava et al. 2014, section 5.1)."""
+    """Largest 2-norm of the incoming weights of each unit of dense layers and convolutions, such as 3; longer ones are
+    scaled down after each step (Srivastava et al. 2014, section 5.1)."""
     l1: NonNegative = 0.0
     """Adds l1 x the sum of the magnitudes of the weights to the loss; not of biases and norms. What is reported is the
     loss without it, as for l2."""

@@ -68,10 +68,11 @@ def prepare(run: RunDir, overrides: Sequence[str], where: Scheduler, *, code: bo
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{run.plan} cannot be read: {error}", "start a new run with hpctrain submit") from None
     with _where_it_was_made(run):
-        ranks = before.ranks if where == scheduler_of(run) == "local" and not _given(overrides, "dist") else None
+        ranks = before.ranks if where == scheduler_of(run) == "local" and not _asks_for_ranks(overrides) else None
         loaded = load(run.config, _completed(run, before, overrides, where, ranks))
         plan = ready.make_plan(loaded, where, ranks, before=before if run.checkpoints() else None)
         _compare(run, before, plan)
+        _refuse_over(run, loaded)
         ready.refuse_unfit(loaded, plan, where, own_code=False)
     if code:
         ready.refuse_unfit(loaded, plan, where)
@@ -90,6 +91,10 @@ def _given(overrides: Sequence[str], key: str) -> bool:
     return any(f"{override.partition('=')[0]}.".startswith(f"{key}.") for override in overrides)
 
 
+def _asks_for_ranks(overrides: Sequence[str]) -> bool:
+    return _given(overrides, "dist.ranks") or any(override.partition("=")[0] == "dist" for override in overrides)
+
+
 def _completed(run: RunDir, before: Plan, overrides: Sequence[str], where: Scheduler, ranks: int | None) -> list[str]:
     """Return the overrides with what follows from them: nodes for ranks, and passes that keep the global batch."""
     found = list(overrides)
@@ -105,7 +110,8 @@ def _completed(run: RunDir, before: Plan, overrides: Sequence[str], where: Sched
     layout = planning.layout_on_slurm(loaded) if where == "slurm" else planning.layout_here(loaded, ranks)
     found.append(f"batch.global={before.global_batch}")
     if not _given(overrides, "batch.accumulate"):
-        found.append(f"batch.accumulate={passes_for(before, layout.ranks)}")
+        together = loaded.config.model is not None and loaded.config.model.batch_norm == "sync"
+        found.append(f"batch.accumulate={passes_for(before, layout.ranks, together=together)}")
     return found
 
 
@@ -119,8 +125,13 @@ def _nodes_for(run: RunDir, overrides: Sequence[str]) -> list[str]:
     return [f"slurm.nodes={ranks // per_node}"] if ranks and ranks % per_node == 0 else []
 
 
-def passes_for(before: Plan, ranks: int) -> int:
+def passes_for(before: Plan, ranks: int, *, together: bool = False) -> int:
     """Return the passes with which other ranks do the same global batch, in passes no larger than before.
+
+    Args:
+        before: the plan so far.
+        ranks: that go on.
+        together: batch norms see a pass of all ranks, so that the number of passes must stay.
 
     Raises:
         UsageError: the ranks do not divide it.
@@ -128,6 +139,16 @@ def passes_for(before: Plan, ranks: int) -> int:
     batch, per_rank, accumulate = before.global_batch or 0, before.batch_per_rank or 1, before.accumulate or 1
     if ranks == before.ranks:
         return accumulate
+    if together and batch % (ranks * accumulate) == 0:
+        return accumulate
+    if together:
+        fitting = [count for count in range(1, batch // accumulate + 1) if batch % (count * accumulate) == 0]
+        near = sorted(sorted(fitting, key=lambda count: abs(count - ranks))[:3])
+        raise UsageError(
+            f"the {batch // accumulate} samples of a pass, over all of which model.batch_norm: sync takes its mean, "
+            f"cannot be shared evenly by {ranks} ranks",
+            f"use dist.ranks={' or '.join(map(str, near))}",
+        )
     share, rest = divmod(batch, ranks)
     if rest:
         fitting = [count for count in range(1, 2 * max(ranks, before.ranks) + 1) if batch % count == 0]
@@ -173,6 +194,20 @@ def _compare(run: RunDir, before: Plan, plan: Plan) -> None:
         raise UsageError(
             f"{run.name} {done}: its newest checkpoint is of step {step}, and what is asked ends at step {total}",
             "ask for more: train.epochs=N or train.steps=N",
+        )
+
+
+def _refuse_over(run: RunDir, loaded: Loaded) -> None:
+    """Refuse to start a run that has stopped early, and would at once do so again."""
+    numbers, train = run.attempt_numbers(), loaded.config.train
+    ended = read_json(run.outcome(numbers[-1])) if numbers else {}
+    if ended.get("verdict") != "completed" or not ended.get("message") or train is None or train.stop_early is None:
+        return
+    before = load(run.config).config.train
+    if before is not None and before.stop_early == train.stop_early:
+        raise UsageError(
+            f"{run.name} is complete: it {ended['message']}",
+            f"bear more: train.stop_early.patience={2 * train.stop_early.patience}, or train.stop_early=null",
         )
 
 

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpctrain.errors import UsageError
+
+_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 Gather = Callable[[Tensor, str], Tensor]
 """Gives a tensor of each rank to all, `(N,)` -> `(ranks, N)`; the text names the exchange, alike on all ranks."""
 
@@ -34,7 +38,16 @@ def replace(model: nn.Module, make: Callable[[_BatchNorm, str], _BatchNorm]) -> 
     Args:
         model: changed in place, unless it is a batch norm itself.
         make: of the old one, and its name.
+
+    Raises:
+        UsageError: a batch norm is of a class of somebody's own, which may do anything besides.
     """
+    if (own := next((module for module in norms(model) if type(module) not in _REPLACED), None)) is not None:
+        name = f"{type(own).__module__}.{type(own).__qualname__}"
+        raise UsageError(
+            f"the model has batch norms of the class {name}, which do more than torch's: nothing can take their place",
+            "use model.batch_norm=local, or build the model with torch.nn.BatchNorm1d, 2d or 3d",
+        )
     made: dict[_BatchNorm, _BatchNorm] = {}
     places = [(name, module) for name, module in model.named_modules(remove_duplicate=False)]
     for name, module in places:
@@ -67,7 +80,8 @@ class GhostBatchNorm(_Instead):
 
     Source: E. Hoffer et al. 2017, "Train longer, generalize better", algorithm 1. Groups are neighbours in a pass, so
     they are the same on any number of ranks whose passes they divide. Running averages follow one group after the
-    other. Of a last, smaller pass the last group is smaller; a single sample that is left joins the group before.
+    other. Where a pass is no whole number of groups, which no plan has, the last group is smaller; a single sample that
+    is left joins the group before.
 
     Args:
         old: what it replaces.

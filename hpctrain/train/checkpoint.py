@@ -165,11 +165,7 @@ class Checkpoints:
             if manifests.verify(target, done, written=True).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of "
-                f"{self._run.path} ({error.filename} is gone)",
-                "this attempt is stale; the newer one goes on from the last checkpoint",
-            ) from error
+            raise self._shut_out(done, error) from error
         except OSError as error:
             shutil.rmtree(self._stage / target.name, ignore_errors=True)  # room for those who say what happened
             raise self._failed(error, f"step {done} was not saved", f" ({size} bytes for {target})") from error
@@ -177,6 +173,40 @@ class Checkpoints:
             self._delete_old(done)
         except OSError as error:
             raise self._failed(error, f"step {done} is saved, but an older one cannot be deleted") from error
+
+    def amend(self, done: int, *, score: float | None, losses: Sequence[tuple[int, float | None]]) -> None:
+        """Note in a published checkpoint what an evaluation gave that was due at its step and is made only now.
+
+        Args:
+            done: its step.
+            score: of the evaluation.
+            losses: on the validation set, by step.
+
+        Raises:
+            CheckpointError: it cannot be written, or a newer attempt has shut this one out.
+            DiskFullError: there is no room for it.
+        """
+        target = self._run.checkpoint(done)
+        staged = self._stage / f"{target.name}.json"
+        finite = score if score is not None and math.isfinite(score) else None
+        try:
+            before = manifests.read(target, done)
+            made = msgspec.structs.replace(before, evaluated=True, score=finite, losses=tuple(losses)).sealed()
+            _write(staged, made.encode())
+            staged.rename(target / MANIFEST)
+            _sync(target)
+        except FileNotFoundError as error:
+            raise self._shut_out(done, error) from error
+        except OSError as error:
+            staged.unlink(missing_ok=True)
+            raise self._failed(error, f"the evaluation at step {done} was not noted in {target}") from error
+
+    def _shut_out(self, done: int, error: FileNotFoundError) -> CheckpointError:
+        return CheckpointError(
+            f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of {self._run.path} "
+            f"({error.filename} is gone)",
+            "this attempt is stale; the newer one goes on from the last checkpoint",
+        )
 
     def _publish(self, target: Path, files: Mapping[str, memoryview], manifest: Manifest) -> Manifest:
         staged = self._stage / target.name

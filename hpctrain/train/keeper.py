@@ -148,6 +148,16 @@ class Keeper:
                              losses=self._history.losses)  # fmt: skip
         self._timer.go_on()
 
+    def evaluated(self, done: int) -> None:
+        """Note in the checkpoint after `done` steps what an evaluation gave that was made after it was saved.
+
+        Raises:
+            CheckpointError: it cannot be written, or a newer attempt has shut this one out.
+        """
+        if self._saver is not None:
+            self._enter(Phase.CHECKPOINT, done)
+            self._checkpoints.amend(done, score=self._evaluations.score_at(done), losses=self._history.losses)
+
     def poll(self) -> None:
         """Say that a save has ended, if one has; costs nothing that can be measured."""
         if self._saver is not None:

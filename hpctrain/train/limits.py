@@ -7,7 +7,8 @@ from hpctrain.config.schema import Config, Train
 from hpctrain.dist.comm import Step
 from hpctrain.train.optim import weights
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_UNITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = _UNITS[4:]
 
 
 class Limits:
@@ -27,8 +28,8 @@ class Limits:
         self._clip = (train.clip_norm, train.clip_value)
         self._max_norm = train.max_norm
         self._weights = [part for part in weights(model) if part.requires_grad]
-        transposed = {id(module.weight) for module in model.modules() if isinstance(module, _TRANSPOSED)}
-        self._units = [(part, 1 if id(part) in transposed else 0) for part in self._weights]
+        layers = [module for module in model.modules() if isinstance(module, _UNITS) and module.weight.requires_grad]
+        self._units = {module.weight: 1 if isinstance(module, _TRANSPOSED) else 0 for module in layers}
 
     def gradient(self) -> None:
         """Add the penalties to the gradient of the step, and clip it."""
@@ -43,7 +44,7 @@ class Limits:
         """Scale units' weights down to the largest norm."""
         if self._max_norm is not None:
             with torch.no_grad():
-                for part, dim in self._units:
+                for part, dim in self._units.items():
                     part.renorm_(2, dim, self._max_norm)
 
     def _penalize(self) -> None:

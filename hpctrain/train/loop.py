@@ -114,6 +114,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, read from top to bottom
 
     if found is not None and not found.evaluated and is_due(start, numbers.eval_every_steps, total):
         evaluations.run(done, lr, ends=done == total)  # the attempt before was stopped before it could
+        keeper.evaluated(done)
     if guard.may_go_back() and found is None:  # else there would be nowhere to go back to
         keeper.save(done, evaluated=True)
 

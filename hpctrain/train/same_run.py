@@ -34,7 +34,8 @@ def policy_of(config: Config, plan: Plan) -> Policy:
 def sections_of(config: Config) -> dict[str, Any]:
     """Return the sections of the config that decide what is trained, and how, as JSON values."""
     whole: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
-    return {name: value for name, value in whole.items() if name in _SECTIONS}
+    sums = {"compression": config.dist.compression, "horovod": {"op": config.dist.horovod.op}}
+    return {name: value for name, value in whole.items() if name in _SECTIONS} | {"dist": sums}
 
 
 def changes(manifest: Manifest, config: Config) -> list[str]:
