@@ -12,11 +12,11 @@ from hpctrain.config.load import Loaded
 from hpctrain.config.optim import Optim, asked
 from hpctrain.config.scalars import LARGEST
 from hpctrain.config.schema import Config
-from hpctrain.errors import ConfigError, UsageError
+from hpctrain.errors import ConfigError
 from hpctrain.planned import Launcher, Layout, Plan, Samples, Weights, curve, settings
 
 __all__ = [
-    "Launcher", "Layout", "Plan", "Samples", "Weights", "accumulation", "curve", "layout_here", "layout_on_slurm",
+    "Launcher", "Layout", "Plan", "Samples", "Weights", "curve", "layout_here", "layout_on_slurm",
     "make", "settings",
 ]  # fmt: skip
 
@@ -142,29 +142,6 @@ def _no_power_of_two(ranks: int) -> str:
         f"adasum joins pairs of ranks, so their number must be a power of two, not {ranks}; "
         f"use {below} or {2 * below} ranks"
     )
-
-
-def accumulation(global_batch: int, *, micro_batches: int, ranks: int) -> int:
-    """Return how many passes each rank makes when a run goes on with another number of ranks and the same global batch.
-
-    Args:
-        global_batch: samples per step.
-        micro_batches: ranks x passes so far. As many again give the same bits; more never take more memory.
-        ranks: that go on.
-
-    Raises:
-        UsageError: they do not divide the global batch; with the arithmetic.
-    """
-    if rest := global_batch % ranks:
-        near = [n for n in range(1, 2 * ranks + 1) if global_batch % n == 0]
-        below, above = max(n for n in near if n < ranks), min((n for n in near if n > ranks), default=None)
-        raise UsageError(
-            f"{global_batch} samples per step are {ranks} ranks x {global_batch // ranks} and {rest} more: they cannot "
-            "be shared evenly, and another global batch would repeat samples or leave them out",
-            f"go on with dist.ranks={below}" + (f" or {above}" if above else ""),
-        )
-    first = -(-micro_batches // ranks)
-    return next(n for n in range(first, global_batch // ranks + 1) if global_batch % (ranks * n) == 0)
 
 
 def _unusable(plan: Plan, loaded: Loaded) -> list[str]:

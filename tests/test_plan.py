@@ -6,7 +6,7 @@ from hpctrain import plan as planning
 from hpctrain.config.document import Place
 from hpctrain.config.load import Loaded, load
 from hpctrain.config.schema import Batch, Config, Data, Model, Optim, Train
-from hpctrain.errors import ConfigError, UsageError
+from hpctrain.errors import ConfigError
 from hpctrain.plan import Layout, Samples
 
 MNIST = """
@@ -122,29 +122,6 @@ def loaded_of(**batch):
     return Loaded(config, {}, Place("c.yaml", 1, 1))
 
 
-@pytest.mark.parametrize(("micro_batches", "ranks", "passes"), [
-    (4, 4, 1), (4, 2, 2), (4, 1, 4), (4, 8, 1), (4, 16, 1), (8, 4, 2), (3, 2, 2), (3, 4, 1), (48, 1, 48), (5, 4, 2),
-])  # fmt: skip
-def test_other_ranks_keep_the_global_batch_by_more_passes(micro_batches, ranks, passes):
-    found = planning.accumulation(48, micro_batches=micro_batches, ranks=ranks)
-    assert found == passes
-    assert 48 % (ranks * found) == 0
-    assert ranks * found >= micro_batches  # no rank holds more samples at once than before
-
-
-@pytest.mark.parametrize(("ranks", "sums", "near"), [
-    (5, "48 samples per step are 5 ranks x 9 and 3 more", "4 or 6"),
-    (49, "48 samples per step are 49 ranks x 0 and 48 more", "48"),
-])  # fmt: skip
-def test_ranks_that_do_not_divide_the_global_batch_are_refused_with_the_arithmetic(ranks, sums, near):
-    with pytest.raises(UsageError) as caught:
-        planning.accumulation(48, micro_batches=4, ranks=ranks)
-    assert str(caught.value) == (
-        f"{sums}: they cannot be shared evenly, and another global batch would repeat samples or leave them out\n"
-        f"  go on with dist.ranks={near}"
-    )
-
-
 def test_lengths_of_a_schedule_become_steps(plan_of):
     plan = plan_of("optim.schedule=multistep", "optim.milestones=[1 epoch, 1000 steps, 90 %]")
     assert plan.milestone_steps == (469, 1000, 1266)
@@ -162,6 +139,30 @@ def test_the_square_root_rule_has_a_largest_batch(plan_of):
         plan_of(*scaled, "optim.name=adam", "batch.global=256")
     message = "sqrt makes 1 - beta larger than 1 for a global batch of 256; it goes up to 160"
     assert caught.value.problems == (f"command line: optim.scale=sqrt: {message}, else use scale: linear or none",)
+
+
+def test_a_smoothing_of_0_has_no_largest_batch_but_its_base(plan_of):
+    scaled = ["optim.scale=sqrt", "optim.base_batch=64", "optim.name=rmsprop", "optim.alpha=0"]
+    assert plan_of(*scaled, "batch.global=64").alpha_used == 0
+    with pytest.raises(ConfigError, match="for a global batch of 128; it goes up to 64"):
+        plan_of(*scaled, "batch.global=128")
+
+
+def test_what_falls_ends_after_its_warm_up(plan_of):
+    with pytest.raises(
+        ConfigError, match=r"optim\.decay_over.*: step 5 is not after the warm-up of 10 steps; give more"
+    ):
+        plan_of("optim.schedule=cosine", "optim.warmup=10 steps", "optim.decay_over=5 steps")
+
+
+def test_groups_of_a_ghost_norm_divide_the_last_batch_too_unless_no_step_comes_that_far(plan_of):
+    ghost = ["model.name=cnn", "model.args={norm: before}", "model.batch_norm=ghost",
+             "batch.global=128"]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"do not divide the passes of an epoch's last step: 60000 - 468 x 128 = 96"):
+        plan_of(*ghost)
+    plan_of(*ghost, "batch.tail=drop")
+    plan_of(*ghost, "train.steps=468")
+    plan_of(*ghost, "model.ghost_batch=8")
 
 
 def test_one_cycle_must_have_a_way_down(plan_of):

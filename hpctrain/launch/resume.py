@@ -23,6 +23,7 @@ from hpctrain import plan as planning
 from hpctrain.config.load import Loaded, load
 from hpctrain.errors import ClusterError, UsageError
 from hpctrain.launch import owner, ready, requeue, slurm, submit
+from hpctrain.launch.passes import passes_for
 from hpctrain.launch.ready import Scheduler
 from hpctrain.launch.render import render
 from hpctrain.plan import Plan
@@ -123,42 +124,6 @@ def _nodes_for(run: RunDir, overrides: Sequence[str]) -> list[str]:
     slurm_config, ranks = load(run.config).config.slurm, int(asked[0])
     per_node = slurm_config.ranks_per_node or slurm_config.gpus_per_node or 1
     return [f"slurm.nodes={ranks // per_node}"] if ranks and ranks % per_node == 0 else []
-
-
-def passes_for(before: Plan, ranks: int, *, together: bool = False) -> int:
-    """Return the passes with which other ranks do the same global batch, in passes no larger than before.
-
-    Args:
-        before: the plan so far.
-        ranks: that go on.
-        together: batch norms see a pass of all ranks, so that the number of passes must stay.
-
-    Raises:
-        UsageError: the ranks do not divide it.
-    """
-    batch, per_rank, accumulate = before.global_batch or 0, before.batch_per_rank or 1, before.accumulate or 1
-    if ranks == before.ranks:
-        return accumulate
-    if together and batch % (ranks * accumulate) == 0:
-        return accumulate
-    if together:
-        fitting = [count for count in range(1, batch // accumulate + 1) if batch % (count * accumulate) == 0]
-        near = sorted(sorted(fitting, key=lambda count: abs(count - ranks))[:3])
-        raise UsageError(
-            f"the {batch // accumulate} samples of a pass, over all of which model.batch_norm: sync takes its mean, "
-            f"cannot be shared evenly by {ranks} ranks",
-            f"use dist.ranks={' or '.join(map(str, near))}",
-        )
-    share, rest = divmod(batch, ranks)
-    if rest:
-        fitting = [count for count in range(1, 2 * max(ranks, before.ranks) + 1) if batch % count == 0]
-        near = sorted(sorted(fitting, key=lambda count: abs(count - ranks))[:3])
-        raise UsageError(
-            f"the global batch of {batch} cannot be kept on {ranks} ranks: {batch} / {ranks} = {batch / ranks:.4g}, "
-            "and another batch would repeat samples or leave some out",
-            f"use dist.ranks={' or '.join(map(str, near))}, or start a new run",
-        )
-    return next(count for count in range(-(-share // per_rank), share + 1) if share % count == 0)
 
 
 def _compare(run: RunDir, before: Plan, plan: Plan) -> None:

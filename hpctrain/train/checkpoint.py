@@ -33,7 +33,7 @@ from hpctrain.errors import CheckpointError, DiskFullError
 from hpctrain.manifest import EMA, FORMAT, MANIFEST, MODEL, OPTIM, RNG, Manifest, Sum, content
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
-from hpctrain.train import rng, same_run, state
+from hpctrain.train import durable, rng, same_run, state
 from hpctrain.train.average import Average
 from hpctrain.train.snapshot import Snapshot
 
@@ -64,7 +64,7 @@ class Checkpoints:
             for path, number in others.items():
                 gone = path if number is None else path.rename(path.with_name(f"shut_{path.name}_by_{self._attempt}"))
                 shutil.rmtree(gone, ignore_errors=True)  # what stays, because the old attempt writes, goes next time
-            _sync(self._run.stage)
+            durable.sync(self._run.stage)
         except OSError as error:
             raise self._failed(error, str(self._stage)) from error
 
@@ -192,9 +192,9 @@ class Checkpoints:
         try:
             before = manifests.read(target, done)
             made = msgspec.structs.replace(before, evaluated=True, score=finite, losses=tuple(losses)).sealed()
-            _write(staged, made.encode())
+            durable.write(staged, made.encode())
             staged.rename(target / MANIFEST)
-            _sync(target)
+            durable.sync(target)
         except FileNotFoundError as error:
             raise self._shut_out(done, error) from error
         except OSError as error:
@@ -217,16 +217,16 @@ class Checkpoints:
             with blocked_signals():
                 digests = {name: beside.submit(hashlib.sha256, part) for name, part in files.items()}
             for name, part in files.items():
-                _write(staged / name, part)
+                durable.write(staged / name, part)
             sums = {name: Sum(len(files[name]), digest.result().hexdigest()) for name, digest in digests.items()}
         manifest = msgspec.structs.replace(manifest, files=sums).sealed()
-        _write(staged / MANIFEST, manifest.encode())
-        _sync(staged)
+        durable.write(staged / MANIFEST, manifest.encode())
+        durable.sync(staged)
         if os.path.lexists(target):
             # It is damaged, or this attempt would have gone on from it; a directory cannot be renamed onto a full one.
-            _discard(target.rename(self._stage / f"replaced_{target.name}"))
+            durable.discard(target.rename(self._stage / f"replaced_{target.name}"))
         staged.rename(target)
-        _sync(target.parent)
+        durable.sync(target.parent)
         return manifest
 
     def _manifest(
@@ -265,7 +265,7 @@ class Checkpoints:
         for other in present:
             if other not in kept:
                 # renamed first, so that a crash leaves no half-deleted directory that looks like a checkpoint
-                _discard(self._run.checkpoint(other).rename(self._stage / f"deleted_step_{other}"))
+                durable.discard(self._run.checkpoint(other).rename(self._stage / f"deleted_step_{other}"))
 
     def _readable(self, steps: Iterable[int]) -> Iterator[Manifest]:
         for step in steps:
@@ -275,30 +275,6 @@ class Checkpoints:
     def _failed(self, error: OSError, what: str, size: str = "") -> CheckpointError:
         kind = DiskFullError if error.errno in _FULL else CheckpointError
         return kind(f"{what}: {error.strerror}{size}", _disk(self._run.path))
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _discard(path: Path) -> None:
-    """Delete a checkpoint, or what somebody has put in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    """Make what was created or renamed in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _number(stage: Path) -> int | None:

@@ -38,6 +38,10 @@ RULES = [
      "optim.cycle_momentum: adagrad has no momentum; remove it"),
     ("{lr: 0.1, schedule: onecycle, cycle_momentum: [0.85, 0.95], name: adam, scale: sqrt, base_batch: 64}",
      "optim.cycle_momentum: scale: sqrt scales the first of betas, in whose place this is; give one of them"),
+    ("{lr: 0.1, schedule: onecycle, cycle_momentum: [0, 0.95], name: rmsprop}",
+     "optim.cycle_momentum: rmsprop needs momentum greater than 0, such as [0.85, 0.95]"),
+    ("{lr: 0.1, schedule: cosine, decay_over: 0 steps}",
+     "optim.decay_over: must be longer than 0 with schedule: cosine"),
     ("{lr: 0.1, scale: sqrt}",
      "optim.scale: sqrt scales from base_batch, which is missing; give it, or remove scale"),
     ("{lr: 0.1, schedule: plateau}",
@@ -114,6 +118,8 @@ def test_what_is_asked_for_without_a_word(optim, betas, alpha, eps):
 
 
 def test_who_spares_biases_and_norms():
-    assert [spares(Optim(lr=1.0), name) for name in ("mlp", "cnn", "resnet50")] == [False, False, True]
+    residual = ("resnet50", "torchvision:resnet50", "timm:resnet18")
+    others = ("mlp", "cnn", "resnet_own:build", "resnet.net:build")
+    assert [spares(Optim(lr=1.0), name) for name in residual + others] == [True] * 3 + [False] * 4
     assert [spares(Optim(name=name, lr=1.0), "mlp") for name in ("adamw", "lars", "lamb")] == [False, True, True]
     assert not spares(Optim(name="lars", lr=1.0, weight_decay_on="all"), "resnet50")

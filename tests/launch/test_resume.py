@@ -9,7 +9,7 @@ import time
 import pytest
 
 from hpctrain.errors import UsageError
-from hpctrain.launch.resume import passes_for
+from hpctrain.launch.passes import passes_for
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
 
@@ -57,6 +57,14 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_arithmetic():
     with pytest.raises(UsageError, match=r"batch of 60 cannot be kept on 7 ranks: 60 / 7 = 8\.571") as caught:
         passes_for(plan_of(2, 60), 7)
     assert "dist.ranks=4 or 5 or 6" in caught.value.hint
+
+
+def test_norms_over_all_ranks_keep_the_number_of_passes():
+    assert passes_for(plan_of(2, 60), 1, together=True) == 1
+    assert passes_for(plan_of(2, 60, 3), 5, together=True) == 3
+    with pytest.raises(UsageError, match=r"the 20 samples of a pass, .* cannot be shared evenly by 3 ranks") as caught:
+        passes_for(plan_of(2, 60, 3), 3, together=True)
+    assert "dist.ranks=1 or 2 or 4" in caught.value.hint
 
 
 # --- real runs
@@ -124,6 +132,33 @@ def test_what_the_checkpoint_cannot_go_on_with_is_refused_and_nothing_touched(co
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr
     assert tree(completed) == before
+
+
+@pytest.mark.torch
+def test_what_else_is_asked_of_the_ranks_does_not_change_their_number(run, tmp_path):
+    call(tmp_path, "resume", run, "train.epochs=3", "dist.compression=bf16", check=True)
+    call(tmp_path, "logs", "-f", run, check=True)
+    assert json.loads((run / "plan.json").read_text())["ranks"] == 2
+    said = (run / "attempts/2/logs/rank_0.out").read_text()
+    assert "changed since: dist.compression none -> bf16" in said, said
+
+
+@pytest.mark.torch
+def test_a_run_that_has_stopped_early_goes_on_only_if_it_shall_bear_more(tmp_path):
+    early = "train: {epochs: 9, eval_every: 1 epochs, stop_early: {patience: 1, min_delta: 100}}"
+    text = CONFIG.replace("train: {epochs: 2}", early).replace("digits}", "digits, split: {validation: 0.2}}")
+    (tmp_path / "early.yaml").write_text(text)
+    call(tmp_path, "run", "early.yaml", check=True)
+    [run] = (tmp_path / "runs").iterdir()
+    before = tree(run)
+    done = call(tmp_path, "resume", run, "train.epochs=20")
+    assert done.returncode == 2
+    assert "is complete: it stopped early at step 40: 1 evaluations did not lower" in done.stderr, done.stderr
+    assert "train.stop_early.patience=2, or train.stop_early=null" in done.stderr
+    assert tree(run) == before
+    call(tmp_path, "resume", run, "train.stop_early.patience=3", check=True)
+    call(tmp_path, "logs", "-f", run, check=True)
+    assert outcome(run, 2)["step"] == 80
 
 
 @pytest.mark.torch

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.torch
 
 from torch import nn  # noqa: E402
 
+from hpctrain.errors import UsageError  # noqa: E402
 from hpctrain.models import batch_norm  # noqa: E402
 
 
@@ -149,3 +150,14 @@ def test_norms_are_replaced_wherever_they_are_and_keep_names_and_tensors():
     assert isinstance(
         batch_norm.replace(shared, lambda old, _: batch_norm.GhostBatchNorm(old, 2)), batch_norm.GhostBatchNorm
     )
+
+
+def test_a_batch_norm_that_does_more_is_not_replaced():
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, inputs):
+            return super().forward(inputs).relu()
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), WithActivation(2))
+    with pytest.raises(UsageError, match=r"batch norms of the class .*WithActivation, which do more than torch's"):
+        batch_norm.replace(model, lambda old, _: batch_norm.GhostBatchNorm(old, 2))
+    assert type(model[1]) is WithActivation

@@ -24,6 +24,18 @@ def test_the_names_are_those_of_the_config():
     assert BUILDERS.keys() == schema.MODEL_ARGS.keys()
 
 
+@pytest.mark.parametrize(("name", "args"), [
+    *[(name, {}) for name in schema.MODEL_ARGS],
+    ("mlp", {"batch_norm": True}), ("cnn", {"norm": "after"}), ("inception", {"auxiliary": False}),
+])  # fmt: skip
+def test_the_plan_knows_which_models_have_batch_norms(name, args):
+    from hpctrain import norms
+    from hpctrain.models import batch_norm
+
+    model = build(name, shape=(3, 32, 32), **args)
+    assert norms.has_any(schema.Model(name=name, args=args)) == bool(batch_norm.norms(model))
+
+
 @pytest.mark.parametrize(("name", "args", "weights"), [
     ("mlp", {}, 784 * 128 + 128 + 128 * 10 + 10),
     ("mlp", {"hidden": []}, 784 * 10 + 10),

@@ -90,6 +90,20 @@ def test_no_unit_has_longer_incoming_weights_than_the_largest_norm():
     assert net[2].bias.tolist() == [9.0, 9.0]
 
 
+def test_what_is_no_layers_weight_has_no_units():
+    import torch
+
+    from hpctrain.dist.single import SingleStep
+    from hpctrain.train.limits import Limits
+
+    net = torch.nn.Linear(3, 3)
+    net.position = torch.nn.Parameter(torch.full((4, 3), 9.0))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    Limits(Train(steps=1, max_norm=0.1), net, SingleStep(net, optimizer)).weights()
+    assert net.position.eq(9.0).all()
+    assert net.weight.norm(dim=1).max().item() <= 0.1 + 1e-6
+
+
 def test_units_of_a_transposed_convolution_are_its_outputs():
     import torch
 

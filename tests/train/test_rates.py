@@ -84,6 +84,63 @@ def test_other_settings_than_the_plans_are_refused(ranks: Ranks):
     assert report["message"] == "the config gives eps 5e-09, the plan has 1e-08"
 
 
+def with_another_rate(*given):
+    """Train, but in one step at twice the rate that was assigned."""
+    from hpctrain.train.rates import Rates
+    from tests.train import bodies
+
+    assign, wrong = Rates.assign, given[-1]["at"]
+
+    def assign_wrongly(self, step):
+        lr = assign(self, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 2 * lr if step == wrong else lr
+        return lr
+
+    Rates.assign = assign_wrongly
+    return bodies.find("train")(*given)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("at", [0, 11])
+def test_the_first_and_the_last_step_of_a_run_are_held_against_the_plan(ranks: Ranks, size, at):
+    config = make_config(train={"steps": 12})
+    body = f"{__name__}:with_another_rate"
+    job = ranks.start(config, size, run=ranks.run_dir(), body=body, options={"at": at})
+    for report in job.wait():
+        assert report["error"] == "WorldError", report
+        assert report["message"].startswith("a step took "), report
+    assert 12 not in job.run.checkpoints()
+
+
+def noted_momenta(*given):
+    """Train; return the momentum with which each step was done."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    from tests.train import bodies
+
+    found = []
+
+    def note(optimizer, *_):
+        group = optimizer.param_groups[0]
+        found.append(group["betas"][0] if "betas" in group else group["momentum"])
+
+    hook = register_optimizer_step_pre_hook(note)
+    bodies.find("train")(*given)
+    hook.remove()
+    return {"value": found[-given[3].total_steps :]}  # before them another optimizer shows how large its state is
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "lars", "adamw", "nadam", "lamb"])
+def test_one_cycle_gives_each_step_its_momentum(ranks: Ranks, name):
+    optim = {"name": name, "lr": 0.001, "momentum": 0.0, "schedule": "onecycle", "legs": "linear",
+             "warmup": Duration(0, "steps"), "rise": Duration(4, "steps"), "cycle_momentum": (0.8, 0.95)}  # fmt: skip
+    config = make_config(optim=optim, train={"steps": 10})
+    (report,) = ranks.start(config, 1, run=ranks.run_dir(), body=f"{__name__}:noted_momenta").wait()
+    up, down = [0.95 - 0.05 * step for step in range(4)], [0.8 + 0.025 * step for step in range(1, 7)]
+    assert report["value"] == pytest.approx(up + down)
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_step_of_a_tail_is_the_mean_over_its_own_samples(ranks: Ranks, size):
     """33 samples in batches of 8 leave one for the fifth step: its gradient is not that of an eighth of a batch."""

@@ -9,6 +9,7 @@ import pytest
 from hpctrain.config import schema
 from hpctrain.config.datasets import Split
 from hpctrain.config.duration import Duration
+from hpctrain.manifest import verify
 from tests.train.ranks import Job, Ranks, make_config
 from tests.train.test_loop import CNN, samples, state, weights
 
@@ -204,6 +205,17 @@ def test_plateau_and_early_stop_go_on_after_a_resume_as_without(ranks: Ranks, ca
     assert state(second, outcome["step"]) == state(job, outcome["step"])
     lines = [line for attempt in (first, second) for line in attempt.metrics()]
     assert [(line["step"], line["lr"]) for line in lines] == [(line["step"], line["lr"]) for line in job.metrics()]
+
+
+def test_an_evaluation_that_comes_after_the_checkpoint_is_noted_in_it(ranks: Ranks, calm):
+    """Told to stop where one is due, a run saves first; what the next attempt makes up for must not be lost again."""
+    run = ranks.run_dir("late")
+    ranks.start(make_config(**EARLY), 2, run=run, until=10).outcome()
+    assert not verify(run.checkpoint(10), 10).evaluated
+    ranks.start(make_config(**EARLY), 2, run=run, until=12).outcome()
+    late, early = verify(run.checkpoint(10), 10), verify(calm[0].run.checkpoint(10), 10)
+    assert (late.evaluated, late.score, late.losses) == (True, early.score, early.losses)
+    assert not list((run.stage / "attempt_2").iterdir())
 
 
 def test_more_patience_lets_a_run_that_ended_early_go_on(ranks: Ranks, calm):
