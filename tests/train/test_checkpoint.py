@@ -142,7 +142,7 @@ def test_a_newer_attempt_shuts_out_an_older_one(run):
 
 
 def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
-    from hpctrain.train import checkpoint
+    from hpctrain.train import durable
 
     old = checkpoints(run, 1)
     syncs = []
@@ -152,7 +152,7 @@ def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
         if directory.name == "step_00000007":  # all files are written, the rename comes next
             checkpoints(run, 2)
 
-    monkeypatch.setattr(checkpoint, "_sync", fenced_at_the_last_moment)
+    monkeypatch.setattr(durable, "sync", fenced_at_the_last_moment)
     with pytest.raises(CheckpointError, match="attempt 1 was shut out"):
         old.save(7, *parts())
     assert syncs
@@ -248,18 +248,18 @@ def test_what_stands_in_the_place_of_a_checkpoint_is_replaced(run):
 
 
 def test_old_ones_stay_until_the_new_one_has_been_read_back(run, monkeypatch):
-    from hpctrain.train import checkpoint
+    from hpctrain.train import durable
 
     store = checkpoints(run, keep=1)
     store.save(1, *parts())
-    sync = checkpoint._sync
+    sync = durable.sync
 
     def lost_on_the_way(directory):
         sync(directory)
         if directory == run.ckpt:  # it has been renamed, and the disk has kept something else
             (run.checkpoint(2) / "optim.safetensors").write_bytes(b"something else")
 
-    monkeypatch.setattr(checkpoint, "_sync", lost_on_the_way)
+    monkeypatch.setattr(durable, "sync", lost_on_the_way)
     with pytest.raises(CheckpointError, match=r"optim.safetensors: damaged"):
         store.save(2, *parts())
     assert run.checkpoints() == [1, 2]
