@@ -157,6 +157,7 @@ def draw(results: Results, path: Path) -> None:
         axes.plot(list(there), list(there.values()), marker="o", label=rule)
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="error on the test set, %")
     axes.set_xticks([BASE, *BATCHES], [str(batch) for batch in (BASE, *BATCHES)])
+    axes.set_yticks([0.7, 1, 1.5, 2, 3], ["0.7", "1", "1.5", "2", "3"])
     axes.minorticks_off()
     axes.legend(fontsize="small")
     figure.savefig(path, metadata={"Date": None})

@@ -242,6 +242,17 @@ def test_signals_to_the_script_alone_reach_the_ranks_and_it_waits_for_them(attem
     assert attempt.calls["scancel"].read_text().splitlines() == ["--quiet --signal=USR2 7", "--quiet --signal=TERM 7"]
 
 
+def test_a_signal_that_comes_just_when_the_ranks_are_started_is_told_and_they_are_waited_for(attempt, tmp_path):
+    source = (Path(hpctrain.__file__).parents[1] / "jobs/ddp.sbatch").read_text()
+    slow = tmp_path / "slow.sbatch"
+    slow.write_text(source.replace("\nstep=$!\n", "\nsleep 0.3; step=$!\n"))
+    assert slow.read_text() != source
+    srun = f"{SCRIPT} kill -USR2 $parent; sleep 1; {outcome(verdict='completed')}"
+    done = attempt(srun, f"slurm.template={slow}")
+    assert done.returncode == 0, done.stderr
+    assert attempt.calls["scancel"].read_text().splitlines() == ["--quiet --signal=USR2 7"]
+
+
 def test_the_exit_code_of_srun_survives_signals(attempt):
     # bash's `wait` gave another code in five of six tries here
     for job_id, code in enumerate((3, 0, 137) * 4):
