@@ -165,12 +165,14 @@ class Checkpoints:
             if manifests.verify(target, done, written=True).sha256 != published.sha256:
                 raise CheckpointError(f"{target}: another run wrote it in the meantime")
         except FileNotFoundError as error:
-            raise self._shut_out(done, error) from error
+            raise self._shut_out(f"step {done} was not saved:", error) from error
         except OSError as error:
             shutil.rmtree(self._stage / target.name, ignore_errors=True)  # room for those who say what happened
             raise self._failed(error, f"step {done} was not saved", f" ({size} bytes for {target})") from error
         try:
             self._delete_old(done)
+        except FileNotFoundError as error:
+            raise self._shut_out(f"step {done} was saved, and then", error) from error
         except OSError as error:
             raise self._failed(error, f"step {done} is saved, but an older one cannot be deleted") from error
 
@@ -196,15 +198,15 @@ class Checkpoints:
             staged.rename(target / MANIFEST)
             durable.sync(target)
         except FileNotFoundError as error:
-            raise self._shut_out(done, error) from error
+            raise self._shut_out(f"the evaluation at step {done} was not noted:", error) from error
         except OSError as error:
             staged.unlink(missing_ok=True)
             raise self._failed(error, f"the evaluation at step {done} was not noted in {target}") from error
 
-    def _shut_out(self, done: int, error: FileNotFoundError) -> CheckpointError:
+    def _shut_out(self, what: str, error: FileNotFoundError) -> CheckpointError:
         return CheckpointError(
-            f"step {done} was not saved: attempt {self._attempt} was shut out by a newer attempt of {self._run.path} "
-            f"({error.filename} is gone)",
+            f"{what} attempt {self._attempt} was shut out by a newer attempt of {self._run.path} ({error.filename} is "
+            "gone)",
             "this attempt is stale; the newer one goes on from the last checkpoint",
         )
 

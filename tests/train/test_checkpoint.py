@@ -159,6 +159,30 @@ def test_a_stale_attempt_cannot_publish_what_it_had_written(run, monkeypatch):
     assert run.checkpoints() == []
 
 
+def test_an_attempt_that_is_shut_out_when_it_has_published_says_so(run, monkeypatch):
+    """What is too old it cannot delete any more: that is no fault of the disk."""
+    from hpctrain.train import durable
+
+    old = checkpoints(run, 1, keep=1)
+    old.save(6, *parts())
+    sync = durable.sync
+
+    def fenced_when_it_has_been_renamed(directory):
+        sync(directory)
+        if directory == run.ckpt:
+            checkpoints(run, 2)
+
+    monkeypatch.setattr(durable, "sync", fenced_when_it_has_been_renamed)
+    with pytest.raises(CheckpointError, match="step 7 was saved, and then attempt 1 was shut out"):
+        old.save(7, *parts())
+    monkeypatch.undo()
+    assert run.checkpoints() == [6, 7]
+    before = (run.checkpoint(7) / "manifest.json").read_bytes()
+    with pytest.raises(CheckpointError, match="the evaluation at step 7 was not noted: attempt 1 was shut out"):
+        old.amend(7, score=0.5, losses=[])
+    assert (run.checkpoint(7) / "manifest.json").read_bytes() == before
+
+
 def test_an_attempt_that_comes_too_late_does_not_begin(run):
     checkpoints(run, 5)
     with pytest.raises(CheckpointError, match=r"attempt 5 of .* runs already: this is 4"):
