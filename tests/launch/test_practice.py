@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hpctrain import manifest as manifests
+from hpctrain.launch import evaluation
 from hpctrain.launch.find_batch import proposal, search
 from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir
 from hpctrain.train.find_lr import suggestion
 from hpctrain.train.overfit import reason
 
@@ -41,9 +44,9 @@ train: {{epochs: 3}}
 """
 
 
-def hpctrain(*words, code=0):
+def hpctrain(*words, code=0, cwd=None):
     argv = [sys.executable, "-m", "hpctrain", *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -114,6 +117,80 @@ def test_eval_refuses_what_does_not_verify_and_what_would_be_another_run(run):
     assert "has no checkpoint of step 7" in hpctrain("eval", run, "--ckpt", "7", code=2).stderr
 
 
+NORMS = """
+name: small
+runs: runs
+data: {{dataset: digits}}
+model: {{name: mlp, args: {{hidden: [16], batch_norm: true}}, batch_norm: {kind}}}
+batch: {{global: 60}}
+optim: {{lr: 0.1}}
+train: {{epochs: 1}}
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", "ghost, ghost_batch: 30"])
+def test_eval_does_not_ask_how_many_samples_a_batch_norm_would_see(tmp_path, kind):
+    (tmp_path / "c.yaml").write_text(NORMS.format(kind=kind))
+    hpctrain("run", "c.yaml", cwd=tmp_path)
+    (run,) = (tmp_path / "runs").iterdir()
+    for ranks in (1, 2):
+        found = json.loads(hpctrain("eval", run, "--ranks", ranks).stdout)
+        assert found["accuracy"] == max(written(run, "test").items())[1]["accuracy"]
+
+
+def test_eval_takes_the_data_of_the_run_from_wherever_it_is_called(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, factor in ((here, 1), (there, -3)):
+        folder.mkdir()
+        rows = [f"{i % 7},{i % 5},{factor * (i % 7) - i % 5}" for i in range(100)]
+        (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    (here / "c.yaml").write_text(ABALONE.format(runs="runs", path="t.csv"))
+    hpctrain("run", "c.yaml", cwd=here)
+    (run,) = (here / "runs").iterdir()
+    found = [json.loads(hpctrain("eval", run, cwd=folder).stdout)["loss"] for folder in (here, there)]
+    assert found[0] == found[1] == pytest.approx(max(written(run, "test").items())[1]["loss"])
+    assert json.loads(hpctrain("eval", run, "data.path=t.csv", cwd=there).stdout)["loss"] > 2 * found[0]
+    (there / "t.csv").write_bytes((here / "t.csv").read_bytes())
+    same = json.loads(hpctrain("eval", "../here/runs/" + run.name, "data.path=t.csv", cwd=there).stdout)
+    assert same["loss"] == found[0]
+
+
+def test_eval_starts_as_many_ranks_as_dist_ranks_says(run):
+    done = hpctrain("eval", run, "dist.ranks=3")
+    assert "ranks          3 = " in done.stderr
+    assert "ranks          1 = " in hpctrain("eval", run).stderr
+
+
+def test_a_checkpoint_that_is_evaluated_may_be_dropped_meanwhile(run, tmp_path, monkeypatch):
+    """What a run with `keep: 1` does at each save: the chosen one goes, and another is there."""
+    taken, folder = [], tmp_path / "held"
+    folder.mkdir()
+    choose = evaluation.checkpoints.choose
+
+    def chosen_too_late(*arguments, **options):
+        found = choose(*arguments, **options)
+        if not taken:
+            shutil.rmtree(run / f"ckpt/step_{found.step:08d}")
+        taken.append(found.step)
+        return found
+
+    monkeypatch.setattr(evaluation.checkpoints, "choose", chosen_too_late)
+    held = evaluation._hold(RunDir(run), None, folder)
+    assert (held.step, taken) == (40, [60, 40])
+    shutil.rmtree(run / "ckpt")
+    assert manifests.read(folder, 40) == held
+    assert manifests.content(folder / held.weights, held.files[held.weights])
+
+
+def test_eval_says_what_it_can_be_given(run, tmp_path):
+    said = hpctrain("eval", run, "--ckpt", "foo", code=2).stderr
+    assert "--ckpt foo: neither newest, best nor a number" in said
+    (tmp_path / "c.yaml").write_text("name: mine\nruns: runs\ncommand: ['true']\n")
+    hpctrain("run", "c.yaml", cwd=tmp_path)
+    (mine,) = (tmp_path / "runs").iterdir()
+    assert "this run is of a command" in hpctrain("eval", mine, code=2).stderr
+
+
 def test_a_net_learns_a_few_batches_by_heart_and_nothing_is_kept(config, tmp_path):
     copy = tmp_path / "c.yaml"
     copy.write_text(config.read_text().replace(str(config.parent), str(tmp_path)))
@@ -144,6 +221,9 @@ def test_what_cannot_be_learned_is_told_with_what_to_look_at(config, change, tol
 def test_more_batches_than_an_epoch_has_are_refused(config):
     said = hpctrain("run", config, "--overfit", "21", code=2).stderr
     assert "--overfit 21: an epoch has 20 batches" in said
+    folds = hpctrain("run", config, "--overfit", "14", "folds=2", "data.split.validation=0", code=2).stderr
+    assert folds.splitlines()[0] == "hpctrain: --overfit 14: an epoch has 13 batches"
+    assert folds.count("--overfit 14:") == 1
 
 
 def test_curves_are_read_as_the_lectures_do():
@@ -173,6 +253,8 @@ def test_a_range_without_any_good_rate_gives_no_suggestion(config):
     assert "the loss did not fall" in said
     hpctrain("find-lr", config, "--picture", "/nowhere/a.svg", code=2)  # no such directory, or no matplotlib
     assert "--from 1 --to 0.1" in hpctrain("find-lr", config, "--from", "1", "--to", "0.1", code=2).stderr
+    endless = hpctrain("find-lr", config, "--to", "inf", code=2).stderr
+    assert "--from 1e-06 --to inf: both must be finite" in endless
 
 
 def test_the_suggestion_lies_where_the_loss_falls_fastest():
