@@ -11,8 +11,10 @@ import msgspec
 from hpctrain import task as tasks
 from hpctrain.config.datasets import Augment, Data
 from hpctrain.config.load import Loaded
+from hpctrain.config.schema import Config
 from hpctrain.errors import JobError, UsageError
 from hpctrain.launch import ready, trial
+from hpctrain.plan import Plan, settings
 
 _SWEEPS, _LEAST_STEPS = 100, 300
 
@@ -69,8 +71,29 @@ def find_lr(
     loaded = trial.own(loaded)
     plan = ready.make_plan(loaded, "local", ranks)
     found = trial.perform(loaded, plan, task).or_raise()
-    found["type"] = f"optim.lr={found['lr']:g} optim.base_batch={found['base_batch']}"
-    return found
+    return found | typed(loaded.config, plan, found["lr"])
+
+
+def typed(config: Config, plan: Plan, rate: float) -> dict[str, Any]:
+    """Say what to type so that this very batch is trained at a rate, with what else the batch has scaled as it is.
+
+    Args:
+        config: whose batch and optimizer were tried.
+        plan: made from it.
+        rate: that is wanted.
+
+    Returns:
+        lr, the rate that is used then; base_batch, for which that is; and type.
+    """
+    optim = config.optim
+    if optim is None or plan.lr_asked is None or plan.lr_used is None:
+        raise AssertionError("a config that trains has an optimizer")
+    asked = float(f"{rate * plan.lr_asked / plan.lr_used:.2g}")
+    lr = settings(plan, msgspec.structs.replace(config, optim=msgspec.structs.replace(optim, lr=asked))).lr
+    words = f"optim.lr={asked:g}"
+    if optim.base_batch is None and optim.scale != "none" and config.dist.horovod.op != "adasum":
+        words += f" optim.base_batch={plan.global_batch}"  # so that another batch scales it
+    return {"lr": lr, "base_batch": plan.global_batch, "type": words}
 
 
 def unvaried(data: Data) -> Data:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -10,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from hpctrain import manifest as manifests
-from hpctrain.launch import evaluation
+from hpctrain.config.load import load
+from hpctrain.errors import JobError
+from hpctrain.launch import evaluation, ready
 from hpctrain.launch.find_batch import proposal, search
+from hpctrain.launch.practice import typed
 from hpctrain.plan import Plan
 from hpctrain.rundir import RunDir
-from hpctrain.train.find_lr import suggestion
+from hpctrain.train.find_lr import started, suggestion
 from hpctrain.train.overfit import reason
 
 pytestmark = pytest.mark.torch
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = """
 name: small
 runs: {runs}
@@ -261,7 +266,75 @@ def test_the_suggestion_lies_where_the_loss_falls_fastest():
     rates = [10 ** (place / 20 - 5) for place in range(100)]  # 1e-5 to 1
     smoothed = [2.3 - 2 / (1 + 10 ** (-4 * (place / 20 - 3))) for place in range(80)]  # steepest at 1e-2
     smoothed += [smoothed[-1] + 0.5 * n for n in range(20)]
-    assert suggestion(rates, smoothed, diverged=True) == pytest.approx(1e-2, rel=0.2)
+    assert suggestion(rates, smoothed, started(smoothed[:12]), diverged=True) == pytest.approx(1e-2, rel=0.2)
+
+
+def averaged(losses):
+    """Smooth as the test does."""
+    mean, found = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        mean = 0.9 * mean + 0.1 * loss
+        found.append(mean / (1 - 0.9**step))
+    return found
+
+
+def test_noise_alone_suggests_nothing():
+    rates = [10 ** (place / 28 - 6) for place in range(200)]
+    draws, suggested = random.Random(0), 0  # noqa: S311 - noise
+    for _ in range(200):
+        losses = [(draws.random() < 0.5) * draws.expovariate(1) for _ in rates]
+        try:
+            suggestion(rates, averaged(losses), started(losses[:25]), diverged=False)
+        except JobError:
+            continue
+        suggested += 1
+    assert suggested <= 4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("name", "low", "high"), [("linear_regression", 0.02, 0.3), ("perceptron", 0.005, 10)])
+def test_a_rate_is_found_that_trains_although_the_loss_is_noisy(name, low, high, seed):
+    """linear_regression falls from 0.02 to 1.5; a perceptron that begins at 0 learns at any rate that outweighs it."""
+    done = hpctrain("find-lr", CONFIGS / f"{name}.yaml", f"seed={seed}")
+    assert low < json.loads(done.stdout)["lr"] < high
+    assert "<- suggested" in done.stderr
+
+
+SCALED = """
+name: small
+runs: runs
+data: {dataset: digits}
+model: {name: mlp, args: {hidden: [16]}}
+batch: {global: 60}
+optim: {optim}
+train: {epochs: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "{name: adam, lr: 0.1, base_batch: 15, scale: sqrt, betas: [0.8, 0.99], eps: 1e-7}",
+        "{name: adam, lr: 0.1, base_batch: 15}",
+        "{name: rmsprop, lr: 0.1, base_batch: 15, scale: none}",
+        "{lr: 0.1}",
+        "{lr: 0.1, scale: none}",
+    ],
+)
+def test_what_is_to_be_typed_gives_the_settings_that_were_tried(tmp_path, optim):
+    (tmp_path / "c.yaml").write_text(SCALED.replace("{optim}", optim))
+    tried = load(tmp_path / "c.yaml")
+    plan = ready.make_plan(tried, "local", 2)
+    told = typed(tried.config, plan, 0.0123)
+    again = ready.make_plan(load(tmp_path / "c.yaml", told["type"].split()), "local", 2)
+    assert again.lr_used == told["lr"] == pytest.approx(0.0123, rel=0.05)
+    assert (again.betas_used, again.alpha_used, again.eps_used) == (plan.betas_used, plan.alpha_used, plan.eps_used)
+
+
+def test_trials_clip_as_a_run_does(config):
+    clipped = "train.clip_norm=1e-9"
+    assert "does not fall" in hpctrain("run", config, "--overfit", "2", "--overfit-steps", 60, clipped, code=4).stderr
+    assert "the loss did not fall" in hpctrain("find-lr", config, clipped, code=4).stderr
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 37, 64, 1000, 5000])
