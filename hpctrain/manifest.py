@@ -84,6 +84,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sha256: str = ""
     """Of this file itself with this field empty."""
 
+    @property
+    def weights(self) -> str:
+        """Name of the file of the weights that are evaluated and exported: the averaged ones, where there are any."""
+        return EMA if EMA in self.files else MODEL
+
     def encode(self) -> bytes:
         """Return the file's content."""
         return msgspec.json.encode(self) + b"\n"

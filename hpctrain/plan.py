@@ -67,7 +67,9 @@ def layout_here(loaded: Loaded, ranks: int | None = None) -> Layout:
     return Layout(nodes=1, ranks_per_node=ranks, launcher="mpirun" if by_mpi else "local")
 
 
-def make(loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | None = None) -> Plan:
+def make(
+    loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | None = None, *, trains: bool = True
+) -> Plan:
     """Work out the plan.
 
     Args:
@@ -75,6 +77,7 @@ def make(loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | No
         layout: of the ranks.
         samples: what is known of the dataset.
         weights: what `model.weights` names.
+        trains: False for an evaluation, to which it does not matter how many samples a batch norm would see.
 
     Raises:
         ConfigError: the numbers do not fit, such as a global batch that the ranks do not divide.
@@ -120,7 +123,7 @@ def make(loaded: Loaded, layout: Layout, samples: Samples, weights: Weights | No
     if config.dist.horovod.op == "adasum" and base.ranks & (base.ranks - 1):
         problems.append(loaded.problem("dist.horovod.op", _no_power_of_two(base.ranks)))
     if config.command is None:
-        base = _training(base, loaded, samples, problems)
+        base = _training(base, loaded, samples, problems, trains=trains)
     if not problems:
         problems += _unusable(base, loaded)
     if problems:
@@ -185,7 +188,7 @@ def _unfit(plan: Plan, optim: Optim) -> Iterator[tuple[str, str]]:
         yield "optim.decay_over", f"step {end} is not after the warm-up of {plan.warmup_steps} steps; give more"
 
 
-def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str]) -> Plan:
+def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str], *, trains: bool) -> Plan:
     """Add the batch, the steps and the rates to a plan; what does not fit goes to `problems`."""
     config = loaded.config
     batch, optim, train = config.batch, config.optim, config.train
@@ -218,7 +221,7 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str])
     base = msgspec.structs.replace(
         base, lr_used=used.lr, betas_used=used.betas, alpha_used=used.alpha, eps_used=used.eps
     )
-    if config.model is not None and norms.has_any(config.model):
+    if trains and config.model is not None and norms.has_any(config.model):
         too_few = norms.problem(config, samples=samples.train, global_batch=global_batch, ranks=base.ranks,
                                 accumulate=batch.accumulate)  # fmt: skip
         problems += [] if too_few is None else [loaded.problem(*too_few)]

@@ -42,7 +42,8 @@ class TryBatch(Struct, frozen=True, kw_only=True, tag="try-batch"):
 class Evaluate(Struct, frozen=True, kw_only=True, tag="evaluate"):
     """Evaluate a checkpoint of another run."""
 
-    run: str
+    checkpoint: str
+    """Its directory; only the manifest and the weights need to be there."""
     step: int
     split: Literal["train", "validation", "test"]
 

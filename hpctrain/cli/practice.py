@@ -86,9 +86,9 @@ def eval(  # noqa: A001 - the name of the command
     """
     import msgspec
 
-    from hpctrain.launch import practice
+    from hpctrain.launch import evaluation
 
-    found = practice.evaluate(
+    found = evaluation.evaluate(
         parts.find(run),
         split=split,
         ckpt=ckpt,

@@ -10,7 +10,7 @@ import msgspec
 
 from hpctrain import manifest as manifests
 from hpctrain.errors import CheckpointError, UsageError
-from hpctrain.manifest import EMA, MODEL, Manifest
+from hpctrain.manifest import EMA, Manifest
 from hpctrain.rundir import RunDir, publish
 
 _CHUNK = 1 << 20
@@ -66,7 +66,7 @@ def export(run: RunDir, out: Path, step: str | None, *, force: bool) -> list[Pat
     if not force and (there := [str(path) for path in (out, about) if os.path.lexists(path)]):
         raise UsageError(f"{' and '.join(there)} exists already", "give another name, or --force")
     manifest = choose(run, step)
-    name = EMA if EMA in manifest.files else MODEL
+    name = manifest.weights
     source = run.checkpoint(manifest.step) / name
     described = {
         "run": run.name,
@@ -86,12 +86,13 @@ def export(run: RunDir, out: Path, step: str | None, *, force: bool) -> list[Pat
     return [out, about]
 
 
-def choose(run: RunDir, step: str | None) -> Manifest:
+def choose(run: RunDir, step: str | None, *, option: str = "--step") -> Manifest:
     """Return the manifest of a checkpoint every byte of which was verified.
 
     Args:
         run: whose.
         step: a number, `best`, or None for the newest that verifies; newer ones that do not are named.
+        option: by which the step was given, for messages.
 
     Raises:
         UsageError: there is no such checkpoint.
@@ -110,10 +111,11 @@ def choose(run: RunDir, step: str | None) -> Manifest:
     if step == "best":
         best = manifests.best(_readable(run, steps))
         if best is None:
-            raise UsageError(f"no checkpoint of {run.path} was saved with an evaluation", "give --step N")
+            raise UsageError(f"no checkpoint of {run.path} was saved with an evaluation", f"give {option} N")
         return manifests.verify(run.checkpoint(best.step), best.step)
     if not step.isdecimal():
-        raise UsageError(f"--step {step}: neither a number nor best", f"hpctrain ckpt list {run.name} shows the steps")
+        wanted = "neither a number nor best" if option == "--step" else "neither newest, best nor a number"
+        raise UsageError(f"{option} {step}: {wanted}", f"hpctrain ckpt list {run.name} shows the steps")
     number = _present(run, int(step))
     return manifests.verify(run.checkpoint(number), number)
 

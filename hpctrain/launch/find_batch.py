@@ -30,14 +30,18 @@ def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
         UsageError: the config has no training of ours, or not even one sample fits.
         JobError: a try failed for another reason than memory.
     """
+    loaded = trial.own(loaded)
     plan = ready.make_plan(loaded, "local", ranks)
     if plan.global_batch is None or plan.train_samples is None:
-        raise UsageError("a command trains by itself; find-batch is for hpctrain's own training")
+        raise AssertionError("the plan of a config that trains, with counted samples")
     memory = _memory(loaded, plan)
     taken: dict[int, int] = {}
 
     def fits(per_rank: int) -> bool:
-        ended = trial.perform(_with(loaded, per_rank), tasks.TryBatch(memory=memory), ranks=plan.ranks, quiet=True)
+        tried = _with(loaded, per_rank)
+        ended = trial.perform(
+            tried, ready.make_plan(tried, "local", plan.ranks), tasks.TryBatch(memory=memory), quiet=True
+        )
         if ended.result:
             taken[per_rank] = ended.result["taken"]
         elif not _is_memory(ended.outcome):

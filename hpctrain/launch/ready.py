@@ -1,18 +1,28 @@
 """From a config to something that can be started: its plan, what preflight says, and what people are shown."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Literal
 
 from hpctrain import plan as planning
 from hpctrain.config.load import Loaded
 from hpctrain.errors import ConfigError
 from hpctrain.plan import Plan
+from hpctrain.rundir import RunDir, read_json
 
 Scheduler = Literal["slurm", "local"]
 
 
 def make_plan(
-    loaded: Loaded, where: Scheduler, ranks: int | None = None, *, count: bool = True, before: Plan | None = None
+    loaded: Loaded,
+    where: Scheduler,
+    ranks: int | None = None,
+    *,
+    count: bool = True,
+    before: Plan | None = None,
+    trains: bool = True,
 ) -> Plan:
     """Work out the plan of a config.
 
@@ -22,6 +32,7 @@ def make_plan(
         ranks: on this machine: other than the config says.
         count: let a child count samples whose number nothing else tells.
         before: of a run that goes on from a checkpoint.
+        trains: False for an evaluation.
 
     Raises:
         ConfigError: the numbers do not fit, or the weights to start from cannot be read.
@@ -41,7 +52,15 @@ def make_plan(
         from hpctrain.launch import start_weights
 
         weights = start_weights.look(loaded, before)
-    return planning.make(loaded, layout, samples, weights)
+    return planning.make(loaded, layout, samples, weights, trains=trains)
+
+
+@contextlib.contextmanager
+def where_it_was_made(run: RunDir) -> Iterator[None]:
+    """Stand where the run was submitted, so that relative paths in its config mean what they meant."""
+    made = str(read_json(run.env).get("cwd") or "")
+    with contextlib.chdir(made if os.path.isdir(made) else "."):  # noqa: PTH112 - a Path raises where it may not look
+        yield
 
 
 def refuse_unfit(loaded: Loaded, plan: Plan, where: Scheduler, *, own_code: bool = True) -> None:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def prepare(run: RunDir, overrides: Sequence[str], where: Scheduler, *, code: bo
         before = msgspec.json.decode(run.plan.read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"{run.plan} cannot be read: {error}", "start a new run with hpctrain submit") from None
-    with _where_it_was_made(run):
+    with ready.where_it_was_made(run):
         ranks = before.ranks if where == scheduler_of(run) == "local" and not _asks_for_ranks(overrides) else None
         loaded = load(run.config, _completed(run, before, overrides, where, ranks))
         plan = ready.make_plan(loaded, where, ranks, before=before if run.checkpoints() else None)
@@ -78,14 +78,6 @@ def prepare(run: RunDir, overrides: Sequence[str], where: Scheduler, *, code: bo
     if code:
         ready.refuse_unfit(loaded, plan, where)
     return Prepared(run, loaded, plan, where, code)
-
-
-@contextlib.contextmanager
-def _where_it_was_made(run: RunDir) -> Iterator[None]:
-    """Stand where the run was submitted, so that relative paths in its config mean what they meant."""
-    made = str(read_json(run.env).get("cwd") or "")
-    with contextlib.chdir(made if os.path.isdir(made) else "."):  # noqa: PTH112 - a Path raises where it may not look
-        yield
 
 
 def _given(overrides: Sequence[str], key: str) -> bool:
@@ -178,7 +170,7 @@ def _refuse_over(run: RunDir, loaded: Loaded) -> None:
 
 def script(prepared: Prepared) -> str:
     """Return the batch script with which the run would go on."""
-    with _where_it_was_made(prepared.run):
+    with ready.where_it_was_made(prepared.run):
         return render(prepared.loaded, prepared.plan, prepared.run, python=sys.executable)
 
 
@@ -255,7 +247,7 @@ def _freeze(prepared: Prepared, number: int, argv: Sequence[str]) -> None:
                 shutil.copy2(path, run.former(path, number))
         if prepared.code and run.code.exists():
             run.code.rename(run.former(run.code, number))
-        with contextlib.nullcontext() if prepared.code else _where_it_was_made(run):
+        with contextlib.nullcontext() if prepared.code else ready.where_it_was_made(run):
             submit.write(run, prepared.loaded, prepared.plan, argv=argv, code=prepared.code)
     except OSError as error:
         raise UsageError(f"{run.path}: {error.strerror or error}", "make room, then try again") from None

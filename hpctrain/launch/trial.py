@@ -47,28 +47,35 @@ class Ended(NamedTuple):
         return self.result
 
 
+def own(loaded: Loaded) -> Loaded:
+    """Return the config of a trial: of the first of folds.
+
+    Raises:
+        ConfigError: it is that of a command.
+    """
+    if loaded.config.command is not None:
+        raise ConfigError(
+            [loaded.problem("command", "a command trains by itself; this is for hpctrain's own training")]
+        )
+    return folds.one(loaded, 1)
+
+
 def perform(
-    loaded: Loaded, task: tasks.Task, *, ranks: int | None, code_of: RunDir | None = None, quiet: bool = False
+    loaded: Loaded, plan: Plan, task: tasks.Task, *, code_of: RunDir | None = None, quiet: bool = False
 ) -> Ended:
     """Perform a task here, in the foreground; nothing is left of it but what it prints.
 
     Args:
         loaded: the config.
+        plan: made from it.
         task: what to do.
-        ranks: how many to start, if not as many as the config says.
         code_of: take the user's code from this run instead of the working directory.
         quiet: do not show what rank 0 says, nor the plan.
 
     Raises:
-        ConfigError: the plan has problems.
+        ConfigError: the plan cannot run here.
     """
-    loaded = folds.one(loaded, 1)
-    plan = ready.make_plan(loaded, "local", ranks)
-    if loaded.config.command is not None:
-        raise ConfigError(
-            [loaded.problem("command", "a command trains by itself; this is for hpctrain's own training")]
-        )
-    with tempfile.TemporaryDirectory(prefix="hpctrain-", ignore_cleanup_errors=True) as folder, _ended_by_signals():
+    with tempfile.TemporaryDirectory(prefix="hpctrain-", ignore_cleanup_errors=True) as folder, ended_by_signals():
         config = msgspec.structs.replace(loaded.config, runs=folder, restart=_NEVER)
         server = server_for(config, plan)
         run = _freeze(loaded.replaced(config), plan, code_of)
@@ -114,8 +121,8 @@ def _without(top: Path, name: str) -> Callable[[str, list[str]], set[str]]:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let TERM and HUP end this process in good order, so that the directory goes with it."""
+def ended_by_signals() -> Iterator[None]:
+    """Let TERM and HUP end this process in good order, so that temporary directories go with it."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

@@ -16,6 +16,7 @@ from typing import NoReturn
 import msgspec
 
 from hpctrain import plan as planning
+from hpctrain import task as tasks
 from hpctrain.config.load import Loaded, load
 from hpctrain.config.schema import Config
 from hpctrain.dist import interface, mpi
@@ -139,7 +140,8 @@ def _asserted_plan(run: RunDir, loaded: Loaded) -> Plan:
     weights = None
     if frozen.weights_path is not None and frozen.weights_sha256 is not None:
         weights = planning.Weights(path=frozen.weights_path, sha256=frozen.weights_sha256)
-    again = planning.make(loaded, layout, samples, weights)
+    trains = not isinstance(tasks.read(run), tasks.Evaluate)
+    again = planning.make(loaded, layout, samples, weights, trains=trains)
     differing = [
         f"{field}: {getattr(frozen, field)} planned, {getattr(again, field)} now"
         for field in Plan.__struct_fields__

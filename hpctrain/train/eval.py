@@ -10,10 +10,9 @@ from hpctrain.config.schema import Config
 from hpctrain.data.load import load
 from hpctrain.dist.comm import Comm
 from hpctrain.errors import UsageError
-from hpctrain.manifest import EMA, MODEL
+from hpctrain.manifest import EMA
 from hpctrain.models import build as models
 from hpctrain.plan import Plan
-from hpctrain.rundir import RunDir
 from hpctrain.task import Evaluate
 from hpctrain.train import objective as objectives
 from hpctrain.train import state
@@ -33,9 +32,9 @@ def evaluate_checkpoint(
     """
     if config.data is None or config.model is None:
         raise AssertionError("a config that trains has these sections")
-    path = RunDir(Path(task.run)).checkpoint(task.step)
+    path = Path(task.checkpoint)
     manifest = manifests.read(path, task.step)
-    name = EMA if EMA in manifest.files else MODEL
+    name = manifest.weights
     precision = Precision(config.precision, device)
     data = load(config.data, plan, device=device, dtype=precision.dtype)
     part = {"train": data.train, "validation": data.validation, "test": data.test}[task.split]

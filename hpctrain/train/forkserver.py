@@ -43,6 +43,7 @@ def main() -> None:
     gc.freeze()  # a collection in a rank would copy every page that it looks at
     gc.enable()
     pids: list[int] = []
+    server = os.getpid()
     for env in order["ranks"]:
         try:
             pid = os.fork()
@@ -51,16 +52,15 @@ def main() -> None:
                 os.kill(started, signal.SIGKILL)
             raise
         if pid == 0:
-            _settle(order, env)
+            _settle(order, env, server)
             rank_main(in_place=order["in_place"])
         pids.append(pid)
     os.write(1, json.dumps(pids).encode() + b"\n")
     os._exit(0)  # nothing to tear down here: what torch has set up belongs to the ranks now
 
 
-def _settle(order: dict[str, Any], env: dict[str, str]) -> None:
-    """Make this fork what a fresh process would be."""
-    forker = os.getppid()
+def _settle(order: dict[str, Any], env: dict[str, str], server: int) -> None:
+    """Make this fork of the server what a fresh process would be."""
     os.setpgid(0, 0)  # a Ctrl-C of the terminal reaches the supervisor alone, which relays it
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -75,7 +75,7 @@ def _settle(order: dict[str, Any], env: dict[str, str]) -> None:
     sys.argv = ["hpctrain.train", order["run"]]
     if (random := sys.modules.get("numpy.random")) is not None:
         random.seed()  # forks must not draw the same numbers; Python's own generator sees to that itself
-    while os.getppid() == forker:  # until the supervisor has adopted this rank, which then asks to die with it
+    while os.getppid() == server:  # until the supervisor has adopted this rank, which then asks to die with it
         time.sleep(0.0005)
 
 

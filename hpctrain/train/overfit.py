@@ -18,6 +18,7 @@ from hpctrain.train.trial import Trial, Tried, learned, refuse_too_many
 
 ENOUGH = 0.99
 """Of the accuracy, or of R^2."""
+_DROPPING = {"StochasticDepth": "p", "DropPath": "drop_prob", "_DenseLayer": "drop_rate"}
 _RISE = 20  # steps in which the rate rises, in the place of the warm-up, which may be longer than all this
 
 
@@ -31,7 +32,7 @@ def overfit(task: Overfit, trial: Trial) -> dict[str, Any]:
     refuse_too_many(count, trial.numbers.steps_per_epoch)
     off = without_dropout(trial.parts.model)
     if off and says:
-        print(f"hpctrain: dropout is off in {off} layers, for by heart means by heart", file=sys.stderr, flush=True)
+        print(f"hpctrain: dropout is off in {off} modules, for by heart means by heart", file=sys.stderr, flush=True)
     peak, numbers = trial.numbers.lr_used, trial.parts.data.task == "number"
     name = "R^2" if numbers else "accuracy"
     sweeps: list[tuple[float, float]] = []  # mean loss, and what was learned
@@ -63,11 +64,26 @@ def overfit(task: Overfit, trial: Trial) -> dict[str, Any]:
 
 
 def without_dropout(model: nn.Module) -> int:
-    """Switch dropout off; return in how many layers."""
-    layers = [part for part in model.modules() if isinstance(part, nn.modules.dropout._DropoutNd)]  # noqa: SLF001
-    for part in layers:
-        part.p = 0.0
-    return sum(1 for _ in layers)
+    """Switch off dropout, of attention too, and what drops whole paths; return in how many modules it was on."""
+    off = 0
+    for part in model.modules():
+        name = _drops(part)
+        if name is not None and getattr(part, name):
+            setattr(part, name, 0.0)
+            off += 1
+    return off
+
+
+def _drops(part: nn.Module) -> str | None:
+    """Return the attribute that says with what probability a module drops something; None: it drops nothing.
+
+    What torchvision and timm have of their own is known by its name.
+    """
+    if isinstance(part, nn.modules.dropout._DropoutNd):  # noqa: SLF001
+        return "p"
+    if isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+        return "dropout"
+    return _DROPPING.get(type(part).__name__)
 
 
 def reason(sweeps: Sequence[float], losses: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Wanted
@@ -14,6 +15,7 @@ from hpctrain.errors import UsageError
 from hpctrain.plan import Plan
 from hpctrain.train import prepare, rng, weights
 from hpctrain.train.heartbeat import Heart, Phase
+from hpctrain.train.limits import limits
 from hpctrain.train.metrics import Meter
 from hpctrain.train.passes import Passes
 from hpctrain.world import World
@@ -61,11 +63,15 @@ class Trial:
         self.parts = prepare.parts(config, plan, self.numbers, comm, device)
         if config.model is not None:
             weights.start(config.model, plan, self.parts.model, None)
+        self._bounds = limits(config, self.parts.model, self.parts.step)
+        if config.optim is not None and config.optim.cycle_momentum is not None:
+            _set_momentum(self.parts.step.optimizer, min(config.optim.cycle_momentum))
         self._heart.begin(0)
 
     def steps(self, shown: Sequence[int], rate: Callable[[int], float]) -> Generator[Tried, None, None]:
         """Train step after step; the caller may stop at any time, on all ranks at once.
 
+        Gradients and weights are limited as in a run; where momentum follows the rate, it is that of the full rate.
         Costs one more collective per step than a run: the loss is wanted at once.
 
         Args:
@@ -83,7 +89,10 @@ class Trial:
                 for group in step.optimizer.param_groups:
                     group["lr"] = lr
                 share = passes.run(index)
-                step.apply()
+                if self._bounds is not None:
+                    self._bounds.gradient()
+                if step.apply() and self._bounds is not None:
+                    self._bounds.weights()
                 self._heart.enter(Phase.COMM, index + 1)
                 meter.keep()
                 loss, score, total, squares, errors = self.comm.sum(meter.totals()).tolist()
@@ -92,6 +101,14 @@ class Trial:
                 yield Tried(index + 1, lr, loss / count, score / count, count, (total, squares), errors)
         finally:
             passes.close()
+
+
+def _set_momentum(optimizer: Optimizer, momentum: float) -> None:
+    for group in optimizer.param_groups:
+        if "momentum" in group:
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, group["betas"][1])
 
 
 class _Shown(Passes):

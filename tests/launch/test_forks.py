@@ -198,3 +198,15 @@ def test_a_server_that_dies_costs_time_and_nothing_else(project, hpctrain):
     name = config(project, "import torch\nprint('trained')\n", f"[{sys.executable}, program.py]")
     done = hpctrain("run", name, "--ranks", "2", env={**os.environ, "PYTHONPATH": str(project)})
     assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+
+
+@pytest.mark.torch
+def test_a_rank_that_comes_to_run_only_after_its_server_has_ended_starts_all_the_same(project, hpctrain):
+    (project / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'forkserver' in ' '.join(sys.orig_argv): os.register_at_fork(after_in_child=lambda: time.sleep(0.5))\n"
+    )
+    name = config(project, "import torch\nprint('trained')\n", f"[{sys.executable}, program.py]")
+    path = os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = hpctrain("run", name, "--ranks", "2", env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from hpctrain import manifest as manifests
+from hpctrain.config.load import load
+from hpctrain.errors import JobError
+from hpctrain.launch import evaluation, ready
 from hpctrain.launch.find_batch import proposal, search
+from hpctrain.launch.practice import typed
 from hpctrain.plan import Plan
-from hpctrain.train.find_lr import suggestion
+from hpctrain.rundir import RunDir
+from hpctrain.train.find_lr import started, suggestion
 from hpctrain.train.overfit import reason
 
 pytestmark = pytest.mark.torch
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = """
 name: small
 runs: {runs}
@@ -41,9 +49,9 @@ train: {{epochs: 3}}
 """
 
 
-def hpctrain(*words, code=0):
+def hpctrain(*words, code=0, cwd=None):
     argv = [sys.executable, "-m", "hpctrain", *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -114,6 +122,80 @@ def test_eval_refuses_what_does_not_verify_and_what_would_be_another_run(run):
     assert "has no checkpoint of step 7" in hpctrain("eval", run, "--ckpt", "7", code=2).stderr
 
 
+NORMS = """
+name: small
+runs: runs
+data: {{dataset: digits}}
+model: {{name: mlp, args: {{hidden: [16], batch_norm: true}}, batch_norm: {kind}}}
+batch: {{global: 60}}
+optim: {{lr: 0.1}}
+train: {{epochs: 1}}
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", "ghost, ghost_batch: 30"])
+def test_eval_does_not_ask_how_many_samples_a_batch_norm_would_see(tmp_path, kind):
+    (tmp_path / "c.yaml").write_text(NORMS.format(kind=kind))
+    hpctrain("run", "c.yaml", cwd=tmp_path)
+    (run,) = (tmp_path / "runs").iterdir()
+    for ranks in (1, 2):
+        found = json.loads(hpctrain("eval", run, "--ranks", ranks).stdout)
+        assert found["accuracy"] == max(written(run, "test").items())[1]["accuracy"]
+
+
+def test_eval_takes_the_data_of_the_run_from_wherever_it_is_called(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, factor in ((here, 1), (there, -3)):
+        folder.mkdir()
+        rows = [f"{i % 7},{i % 5},{factor * (i % 7) - i % 5}" for i in range(100)]
+        (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    (here / "c.yaml").write_text(ABALONE.format(runs="runs", path="t.csv"))
+    hpctrain("run", "c.yaml", cwd=here)
+    (run,) = (here / "runs").iterdir()
+    found = [json.loads(hpctrain("eval", run, cwd=folder).stdout)["loss"] for folder in (here, there)]
+    assert found[0] == found[1] == pytest.approx(max(written(run, "test").items())[1]["loss"])
+    assert json.loads(hpctrain("eval", run, "data.path=t.csv", cwd=there).stdout)["loss"] > 2 * found[0]
+    (there / "t.csv").write_bytes((here / "t.csv").read_bytes())
+    same = json.loads(hpctrain("eval", "../here/runs/" + run.name, "data.path=t.csv", cwd=there).stdout)
+    assert same["loss"] == found[0]
+
+
+def test_eval_starts_as_many_ranks_as_dist_ranks_says(run):
+    done = hpctrain("eval", run, "dist.ranks=3")
+    assert "ranks          3 = " in done.stderr
+    assert "ranks          1 = " in hpctrain("eval", run).stderr
+
+
+def test_a_checkpoint_that_is_evaluated_may_be_dropped_meanwhile(run, tmp_path, monkeypatch):
+    """What a run with `keep: 1` does at each save: the chosen one goes, and another is there."""
+    taken, folder = [], tmp_path / "held"
+    folder.mkdir()
+    choose = evaluation.checkpoints.choose
+
+    def chosen_too_late(*arguments, **options):
+        found = choose(*arguments, **options)
+        if not taken:
+            shutil.rmtree(run / f"ckpt/step_{found.step:08d}")
+        taken.append(found.step)
+        return found
+
+    monkeypatch.setattr(evaluation.checkpoints, "choose", chosen_too_late)
+    held = evaluation._hold(RunDir(run), None, folder)
+    assert (held.step, taken) == (40, [60, 40])
+    shutil.rmtree(run / "ckpt")
+    assert manifests.read(folder, 40) == held
+    assert manifests.content(folder / held.weights, held.files[held.weights])
+
+
+def test_eval_says_what_it_can_be_given(run, tmp_path):
+    said = hpctrain("eval", run, "--ckpt", "foo", code=2).stderr
+    assert "--ckpt foo: neither newest, best nor a number" in said
+    (tmp_path / "c.yaml").write_text("name: mine\nruns: runs\ncommand: ['true']\n")
+    hpctrain("run", "c.yaml", cwd=tmp_path)
+    (mine,) = (tmp_path / "runs").iterdir()
+    assert "this run is of a command" in hpctrain("eval", mine, code=2).stderr
+
+
 def test_a_net_learns_a_few_batches_by_heart_and_nothing_is_kept(config, tmp_path):
     copy = tmp_path / "c.yaml"
     copy.write_text(config.read_text().replace(str(config.parent), str(tmp_path)))
@@ -144,6 +226,9 @@ def test_what_cannot_be_learned_is_told_with_what_to_look_at(config, change, tol
 def test_more_batches_than_an_epoch_has_are_refused(config):
     said = hpctrain("run", config, "--overfit", "21", code=2).stderr
     assert "--overfit 21: an epoch has 20 batches" in said
+    folds = hpctrain("run", config, "--overfit", "14", "folds=2", "data.split.validation=0", code=2).stderr
+    assert folds.splitlines()[0] == "hpctrain: --overfit 14: an epoch has 13 batches"
+    assert folds.count("--overfit 14:") == 1
 
 
 def test_curves_are_read_as_the_lectures_do():
@@ -173,13 +258,83 @@ def test_a_range_without_any_good_rate_gives_no_suggestion(config):
     assert "the loss did not fall" in said
     hpctrain("find-lr", config, "--picture", "/nowhere/a.svg", code=2)  # no such directory, or no matplotlib
     assert "--from 1 --to 0.1" in hpctrain("find-lr", config, "--from", "1", "--to", "0.1", code=2).stderr
+    endless = hpctrain("find-lr", config, "--to", "inf", code=2).stderr
+    assert "--from 1e-06 --to inf: both must be finite" in endless
 
 
 def test_the_suggestion_lies_where_the_loss_falls_fastest():
     rates = [10 ** (place / 20 - 5) for place in range(100)]  # 1e-5 to 1
     smoothed = [2.3 - 2 / (1 + 10 ** (-4 * (place / 20 - 3))) for place in range(80)]  # steepest at 1e-2
     smoothed += [smoothed[-1] + 0.5 * n for n in range(20)]
-    assert suggestion(rates, smoothed, diverged=True) == pytest.approx(1e-2, rel=0.2)
+    assert suggestion(rates, smoothed, started(smoothed[:12]), diverged=True) == pytest.approx(1e-2, rel=0.2)
+
+
+def averaged(losses):
+    """Smooth as the test does."""
+    mean, found = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        mean = 0.9 * mean + 0.1 * loss
+        found.append(mean / (1 - 0.9**step))
+    return found
+
+
+def test_noise_alone_suggests_nothing():
+    rates = [10 ** (place / 28 - 6) for place in range(200)]
+    draws, suggested = random.Random(0), 0  # noqa: S311 - noise
+    for _ in range(200):
+        losses = [(draws.random() < 0.5) * draws.expovariate(1) for _ in rates]
+        try:
+            suggestion(rates, averaged(losses), started(losses[:25]), diverged=False)
+        except JobError:
+            continue
+        suggested += 1
+    assert suggested <= 4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("name", "low", "high"), [("linear_regression", 0.02, 0.3), ("perceptron", 0.005, 10)])
+def test_a_rate_is_found_that_trains_although_the_loss_is_noisy(name, low, high, seed):
+    """linear_regression falls from 0.02 to 1.5; a perceptron that begins at 0 learns at any rate that outweighs it."""
+    done = hpctrain("find-lr", CONFIGS / f"{name}.yaml", f"seed={seed}")
+    assert low < json.loads(done.stdout)["lr"] < high
+    assert "<- suggested" in done.stderr
+
+
+SCALED = """
+name: small
+runs: runs
+data: {dataset: digits}
+model: {name: mlp, args: {hidden: [16]}}
+batch: {global: 60}
+optim: {optim}
+train: {epochs: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "{name: adam, lr: 0.1, base_batch: 15, scale: sqrt, betas: [0.8, 0.99], eps: 1e-7}",
+        "{name: adam, lr: 0.1, base_batch: 15}",
+        "{name: rmsprop, lr: 0.1, base_batch: 15, scale: none}",
+        "{lr: 0.1}",
+        "{lr: 0.1, scale: none}",
+    ],
+)
+def test_what_is_to_be_typed_gives_the_settings_that_were_tried(tmp_path, optim):
+    (tmp_path / "c.yaml").write_text(SCALED.replace("{optim}", optim))
+    tried = load(tmp_path / "c.yaml")
+    plan = ready.make_plan(tried, "local", 2)
+    told = typed(tried.config, plan, 0.0123)
+    again = ready.make_plan(load(tmp_path / "c.yaml", told["type"].split()), "local", 2)
+    assert again.lr_used == told["lr"] == pytest.approx(0.0123, rel=0.05)
+    assert (again.betas_used, again.alpha_used, again.eps_used) == (plan.betas_used, plan.alpha_used, plan.eps_used)
+
+
+def test_trials_clip_as_a_run_does(config):
+    clipped = "train.clip_norm=1e-9"
+    assert "does not fall" in hpctrain("run", config, "--overfit", "2", "--overfit-steps", 60, clipped, code=4).stderr
+    assert "the loss did not fall" in hpctrain("find-lr", config, clipped, code=4).stderr
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 37, 64, 1000, 5000])

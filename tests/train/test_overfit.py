@@ -1,0 +1,54 @@
+"""What `run --overfit` takes out of a model, and that a step of a trial is one of a run."""
+
+import pytest
+
+from hpctrain.config import schema
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+
+def built(name, shape, **args):
+    from hpctrain.models.build import build
+
+    return build(schema.Model(name=name, args=args), shape=shape, outputs=3, seed=0)
+
+
+def assert_draws_until_it_is_off(model, shape):
+    from hpctrain.train.overfit import without_dropout
+
+    model.train()
+    inputs = torch.rand(8, *shape)
+    assert not torch.equal(model(inputs), model(inputs))
+    off = without_dropout(model)
+    assert torch.equal(model(inputs), model(inputs))
+    assert without_dropout(model) == 0
+    return off
+
+
+def test_a_transformer_draws_nothing_without_dropout():
+    model = built("vit-tiny", (1, 8, 8), patch=4, dropout=0.5)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.last.weight)
+    assert assert_draws_until_it_is_off(model, (1, 8, 8)) == 1 + 12 * 4  # the attention of a layer, and three dropouts
+
+
+def test_neither_do_layers_that_repeat():
+    lstm = torch.nn.LSTM(4, 4, num_layers=2, dropout=0.5)
+    assert assert_draws_until_it_is_off(torch.nn.Sequential(lstm, First()), (4,)) == 1
+
+
+class First(torch.nn.Module):
+    """Take the outputs of a layer that gives its state as well."""
+
+    def forward(self, given):
+        return given[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_paths_of_torchvision_that_are_dropped():
+    try:
+        from torchvision.ops import StochasticDepth
+    except (ImportError, RuntimeError):  # not installed, or built for another torch
+        pytest.skip("torchvision is not installed")
+    assert assert_draws_until_it_is_off(torch.nn.Sequential(StochasticDepth(0.5, "row")), (4,)) == 1
