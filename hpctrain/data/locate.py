@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, TableArgs
+from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, Split, TableArgs
 from hpctrain.config.schema import arguments
 from hpctrain.data.sizes import sizes
 from hpctrain.errors import UsageError
@@ -76,12 +76,15 @@ def samples_of(data: Data, found: Found) -> Samples:
             f"use data.samples={split.train} or less, or leave it out",
         )
     test = split.test if data.split.test else found.test
-    for name, count in (("training", split.train), ("test", test)):
+    parts = {"training": split.train, "test": test}
+    if data.split.validation or data.split.fold is not None:
+        parts["validation"] = split.validation
+    for name, count in parts.items():
         if not count:
             raise UsageError(
                 f"{data.dataset} has no {name} samples: {found.train} are split into {split.train} for training, "
                 f"{split.validation} for validation and {split.test} for testing",
-                "set some apart with data.split.test=0.1" if name == "test" else "set fewer apart: data.split",
+                _more(name, found.train, data.split),
             )
     return Samples(
         train=data.samples or split.train,
@@ -90,6 +93,18 @@ def samples_of(data: Data, found: Found) -> Samples:
         path=path,
         digest=found.digest,
     )
+
+
+def _more(name: str, total: int, split: Split) -> str:
+    """Say how a part of which nothing is left gets samples."""
+    if name == "training":
+        return "set fewer apart: data.split"
+    if name == "validation" and split.fold is not None:
+        return "use fewer folds, or more samples"
+    asked = split.test if name == "test" else split.validation
+    if asked and total < 2:
+        return "use more samples"
+    return f"set {'more' if asked else 'some'} apart: data.split.{name}={max(1 / total, 0.1):.2g}"
 
 
 def _find(data: Data, env: Mapping[str, str]) -> Found:

@@ -83,7 +83,7 @@ def test_without_a_test_directory(tree):
     alone = schema.Data(dataset="folder", path=str(tree / "train"), args={"train": ".", "test": None})
     train, test = folder.open_sources(alone, str(tree / "train"))
     assert (len(train), test) == (3, None)
-    with pytest.raises(UsageError, match=r"data\.split\.test=0\.1"):
+    with pytest.raises(UsageError, match=r"data\.split\.test=0\.33"):
         locate(alone)
 
 
