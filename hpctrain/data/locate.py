@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, Split, TableArgs
+from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, TableArgs
 from hpctrain.config.schema import arguments
-from hpctrain.data.sizes import sizes
+from hpctrain.data.sizes import more, sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
 
@@ -84,7 +84,7 @@ def samples_of(data: Data, found: Found) -> Samples:
             raise UsageError(
                 f"{data.dataset} has no {name} samples: {found.train} are split into {split.train} for training, "
                 f"{split.validation} for validation and {split.test} for testing",
-                _more(name, found.train, data.split),
+                more(name, found.train, data.split),
             )
     return Samples(
         train=data.samples or split.train,
@@ -93,18 +93,6 @@ def samples_of(data: Data, found: Found) -> Samples:
         path=path,
         digest=found.digest,
     )
-
-
-def _more(name: str, total: int, split: Split) -> str:
-    """Say how a part of which nothing is left gets samples."""
-    if name == "training":
-        return "set fewer apart: data.split"
-    if name == "validation" and split.fold is not None:
-        return "use fewer folds, or more samples"
-    asked = split.test if name == "test" else split.validation
-    if asked and total < 2:
-        return "use more samples"
-    return f"set {'more' if asked else 'some'} apart: data.split.{name}={max(1 / total, 0.1):.2g}"
 
 
 def _find(data: Data, env: Mapping[str, str]) -> Found:
@@ -165,7 +153,13 @@ def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]"
     """Count the files of `dataset: folder` by a function that lists a directory, or returns None if that takes long."""
     args: FolderArgs = arguments(FolderArgs, data.args)
     directory = _given(data)
-    return _counted(directory, [None if name is None else summary(directory / name) for name in _both(args)], args)
+    parts = [None if name is None else summary(directory / name) for name in _both(args)]
+    if parts[0] is not None and len(parts[0].classes) == 1:
+        raise UsageError(
+            f"{directory / args.train} has one class, {parts[0].classes[0].name!r}: there is nothing to tell apart",
+            "each class is a directory of its own; see data.args.train",
+        )
+    return _counted(directory, parts, args)
 
 
 def shards_found(data: Data, header: "Callable[[Path, str], index.Header | None]") -> Found:

@@ -101,10 +101,13 @@ def build(config: Config, data: Dataset) -> Objective:
     """Make the objective of a run.
 
     Raises:
-        UsageError: loss or metrics do not fit the data; what the config alone tells was refused before.
+        UsageError: there is one class, or loss or metrics do not fit the data; what the config alone tells was refused
+            before.
         JobError: the module of the user's own loss raised.
     """
     classes = 0 if data.task == "number" else data.outputs
+    if classes == 1:
+        raise UsageError("data: there is one class, and nothing to tell apart", "give samples of two classes or more")
     found = [f"{key}: {message}" for key, message in loss_problems(config, classes)]
     found += [f"metrics: {problem}" for name in config.metrics if (problem := metric_problem(name, classes))]
     if found:

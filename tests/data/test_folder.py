@@ -165,6 +165,15 @@ def test_a_missing_directory_says_how_the_tree_is_meant(tree):
     )
 
 
+def test_one_class_is_nothing_to_tell_apart(tree):
+    (tree / "train/cat/z.png").unlink()
+    (tree / "train/cat").rmdir()
+    assert said(tree) == (
+        "DIR/train has one class, 'dog': there is nothing to tell apart\n"
+        "  each class is a directory of its own; see data.args.train"
+    )
+
+
 def test_an_empty_class_is_an_error(tree):
     (tree / "train/emu").mkdir()
     assert said(tree) == "DIR/train/emu: this class has no pictures\n  remove the directory, or fill it"

@@ -198,6 +198,9 @@ def test_what_only_the_data_tell_is_refused_before_the_first_step():
     assert made(2, loss="binary_cross_entropy").outputs == 1
     with pytest.raises(UsageError, match="of two classes, and there are 3; use cross_entropy"):
         made(3, loss="binary_cross_entropy")
+    for metrics in ((), ("confusion",)):
+        with pytest.raises(UsageError, match="data: there is one class, and nothing to tell apart"):
+            made(1, metrics=metrics)
     with pytest.raises(UsageError, match="metrics: top5 is always 1 with 4 classes; remove it"):
         made(4, metrics=("top5",))
     with pytest.raises(UsageError, match="table of 201 x 201 numbers"):
