@@ -194,6 +194,13 @@ MODEL_ARGS: dict[str, type[Struct]] = {
 HAVE_BATCH_NORM = {*_RESNETS, *_CIFAR_RESNETS, "inception"}
 """The models that come along and have batch norms whatever their arguments are."""
 
+
+def has_batch_norm(model: Model) -> bool:
+    """Say whether a model that comes along has batch norms; of the user's own nobody knows before it is built."""
+    norms = model.args.get("batch_norm", False) or model.args.get("norm", "none") != "none"
+    return model.name in HAVE_BATCH_NORM or (model.name in MODEL_ARGS and norms)
+
+
 TAKES_TABLES = {*_AFFINE, "mlp"}
 """The models that come along and take rows of a table; the others need pictures."""
 
