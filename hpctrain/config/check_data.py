@@ -77,6 +77,8 @@ def _split(data: Data, args: object) -> Found:
             yield "data.split.validation", "a fold is what is for validation; give one of fold and validation"
     if split.test + split.validation >= 1:
         yield "data.split.validation", "with split.test nothing is left for training; set fewer apart"
+    if isinstance(args, PointsArgs) and split.test and "test_count" in data.args:
+        yield "data.args.test_count", "split.test sets the test points apart; remove one of the two"
     if data.dataset == "synthetic" and (split.test or split.validation or split.fold):
         yield "data.split", "synthetic images are random, there is nothing to set apart; remove it"
     if not split.test and data.dataset == "table":

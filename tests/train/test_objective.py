@@ -252,6 +252,13 @@ def test_the_meter_counts_held_passes_as_it_would_count_each():
     assert meter.totals().tolist() == [0, 0]
 
 
+def test_a_perfect_confusion_matrix_is_told_so():
+    from hpctrain.train.metrics import shown
+
+    assert shown({"confusion": [[5, 0], [0, 4]]}) == {"confusion": "no class taken for another"}
+    assert shown({"confusion": [[5, 0], [1, 4]]}) == {"confusion": "most often 1 taken for 0, 1 times"}
+
+
 def test_the_report_names_the_score_and_the_metrics(tmp_path, capsys):
     import json
 
