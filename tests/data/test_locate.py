@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 import subprocess
 import sys
@@ -57,7 +56,7 @@ def test_the_environment_names_the_data(mnist, tmp_path_factory):
     assert found == Samples(train=20, test=5, path=str(home / "mnist"))
 
 
-@pytest.mark.skipif("HPCTRAIN_DATA" not in os.environ, reason="HPCTRAIN_DATA does not name the folder with mnist/")
+@pytest.mark.usefixtures("real_mnist")
 def test_the_real_mnist_has_its_known_sizes():
     found = locate(schema.Data(dataset="mnist"))
     assert (found.train, found.test) == (60_000, 10_000)
