@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from hpctrain.config.models import HAVE_BATCH_NORM
-from hpctrain.config.schema import Config, Model
+from hpctrain.config.schema import Config
 
 GHOST_BATCH = 32
 """Samples of a group where the config names none."""
@@ -14,12 +13,6 @@ class Problem(NamedTuple):
 
     key: str
     message: str
-
-
-def has_any(model: Model) -> bool:
-    """Say whether a model that comes along has batch norms; of the user's own nobody knows before it is built."""
-    norms = model.args.get("batch_norm", False) or model.args.get("norm", "none") != "none"
-    return model.name in HAVE_BATCH_NORM or (":" not in model.name and norms)
 
 
 def problem(config: Config, *, samples: int | None, global_batch: int, ranks: int, accumulate: int) -> Problem | None:

@@ -9,6 +9,7 @@ import msgspec
 from hpctrain import norms, schedule
 from hpctrain.config.duration import Duration
 from hpctrain.config.load import Loaded
+from hpctrain.config.models import has_batch_norm
 from hpctrain.config.optim import Optim, asked
 from hpctrain.config.scalars import LARGEST
 from hpctrain.config.schema import Config
@@ -221,7 +222,7 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str],
     base = msgspec.structs.replace(
         base, lr_used=used.lr, betas_used=used.betas, alpha_used=used.alpha, eps_used=used.eps
     )
-    if trains and config.model is not None and norms.has_any(config.model):
+    if trains and config.model is not None and has_batch_norm(config.model):
         too_few = norms.problem(config, samples=samples.train, global_batch=global_batch, ranks=base.ranks,
                                 accumulate=batch.accumulate)  # fmt: skip
         problems += [] if too_few is None else [loaded.problem(*too_few)]

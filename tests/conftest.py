@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,13 @@ def horovod():
         if os.environ.get("CI") == "true":
             pytest.fail(how)
         pytest.skip(how)
+
+
+@pytest.fixture
+def real_mnist() -> Path:
+    """The folder of MNIST's files; without it skip, and fail in CI."""
+    path = Path(os.environ.get("HPCTRAIN_DATA", "/nowhere"), "mnist")
+    if not path.is_dir():
+        how = "HPCTRAIN_DATA names no folder with mnist/; README.md says what lies there"
+        pytest.fail(how) if os.environ.get("CI") == "true" else pytest.skip(how)
+    return path

@@ -58,6 +58,10 @@ if [ "$mode" = quick ]; then
   exec python -m pytest -m "not slurm and not torch and not gpu"
 fi
 
+say "torchvision and timm"
+# Without what they depend on: all that they need to build models is there, and pip is to leave torch alone.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -c tests/constraints.txt torchvision timm
+
 say "Horovod, with MPI and Gloo, and with Gloo alone"
 # Its wheels are built once for each torch, Python and MPI, and kept in the cache of build-horovod.sh.
 if both=$(bash jobs/build-horovod.sh --python "$venv/bin/python") &&

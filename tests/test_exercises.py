@@ -11,8 +11,7 @@ import pytest
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[1]
-MNIST = Path(os.environ.get("HPCTRAIN_DATA", "/nowhere")) / "mnist"
-needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason="HPCTRAIN_DATA/mnist is not there")
+needs_mnist = pytest.mark.usefixtures("real_mnist")
 
 
 class Done:
@@ -138,15 +137,30 @@ def test_the_nets_of_mnist_learn_from_a_sixth_of_it(run, name, least):
 
 OPTIMIZERS = {
     "sgd": 0.2, "adagrad": 0.02, "adadelta": 1.0, "rmsprop": 0.001, "adam": 0.002, "amsgrad": 0.002,
-    "nadam": 0.002, "radam": 0.002, "adamax": 0.004, "adamw": 0.002, "lamb": 0.01,
+    "nadam": 0.002, "radam": 0.002, "adamax": 0.004, "adamw": 0.002, "lars": 0.3, "lamb": 0.01,
 }  # fmt: skip
+MORE = {"lars": ", momentum: 0.9, trust: 0.1"}
+
+
+def test_the_optimizers_are_those_of_the_config():
+    from hpctrain.train.optim import BUILDERS
+
+    assert OPTIMIZERS.keys() == BUILDERS.keys()
 
 
 @needs_mnist
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "lamb"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_optimizers_of_the_table_learn(run, name):
-    done = run("mnist_optimizers", f"optim={{name: {name}, lr: {OPTIMIZERS[name]}}}", "data.samples=10000")
-    assert done.lines("validation")[-1]["accuracy"] > 0.85
+    optim = f"optim={{name: {name}, lr: {OPTIMIZERS[name]}{MORE.get(name, '')}}}"
+    done = run("mnist_optimizers", optim, "data.samples=10000")
+    assert done.lines("validation")[-1]["accuracy"] > 0.8  # after 79 steps; of slow starters more is not to be had
+
+
+@needs_mnist
+def test_the_quick_recipe_learns_within_fifty_steps(run):
+    done = run("mnist_fast", "data.samples=6400")
+    assert done.outcome["step"] == 50
+    assert done.outcome["accuracy"] > 0.9
 
 
 def test_the_points_are_the_same_whatever_their_number():

@@ -32,6 +32,8 @@ _FILES = {
 
 _IMAGE_SIZES = {"mnist": 28, "digits": 8, "cifar10": 32, "cifar100": 32}
 
+_CHANNELS = {"mnist": 1, "idx": 1, "digits": 1, "cifar10": 3, "cifar100": 3}
+
 KNOWN = frozenset(DATASET_ARGS)
 """The datasets that come along."""
 
@@ -75,6 +77,8 @@ def _split(data: Data, args: object) -> Found:
             yield "data.split.validation", "a fold is what is for validation; give one of fold and validation"
     if split.test + split.validation >= 1:
         yield "data.split.validation", "with split.test nothing is left for training; set fewer apart"
+    if isinstance(args, PointsArgs) and split.test and "test_count" in data.args:
+        yield "data.args.test_count", "split.test sets the test points apart; remove one of the two"
     if data.dataset == "synthetic" and (split.test or split.validation or split.fold):
         yield "data.split", "synthetic images are random, there is nothing to set apart; remove it"
     if not split.test and data.dataset == "table":
@@ -159,12 +163,28 @@ def _args(data: Data) -> Any:
         return None
 
 
-def side(data: Data) -> int | None:
-    """Return the shorter side of the images that the model gets, where the config tells."""
+def sides(data: Data) -> tuple[int, int] | None:
+    """Return height and width of the images that the model gets, where the config tells."""
     args = _args(data)
     if isinstance(args, SyntheticArgs):
-        return min(args.shape[1:])
-    return args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)
+        return args.shape[1], args.shape[2]
+    size = args.size if isinstance(args, PictureArgs) else _IMAGE_SIZES.get(data.dataset)
+    return None if size is None else (size, size)
+
+
+def side(data: Data) -> int | None:
+    """Return the shorter side of the images that the model gets, where the config tells."""
+    return min(sides(data) or [0]) or None
+
+
+def channels(data: Data) -> int | None:
+    """Return how many channels the images have, where the config tells."""
+    args = _args(data)
+    if isinstance(args, SyntheticArgs):
+        return args.shape[0]
+    if isinstance(args, PictureArgs):
+        return 3 if args.channels == "rgb" else 1
+    return _CHANNELS.get(data.dataset)
 
 
 def classes(data: Data) -> int | None:

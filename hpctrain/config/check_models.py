@@ -6,7 +6,18 @@ from typing import Any
 from msgspec import Struct
 
 from hpctrain.config import check_data
-from hpctrain.config.models import LIBRARIES, MODEL_ARGS, TAKES_TABLES, CnnArgs, MlpArgs, Model, VitArgs, Weights
+from hpctrain.config.datasets import Data
+from hpctrain.config.models import (
+    LIBRARIES,
+    MODEL_ARGS,
+    TAKES_TABLES,
+    CnnArgs,
+    MlpArgs,
+    Model,
+    VitArgs,
+    Weights,
+    has_batch_norm,
+)
 from hpctrain.config.schema import Config, arguments
 
 OF_NUMBERS = {"mse", "mae", "huber"}
@@ -40,7 +51,10 @@ def check(config: Config) -> Found:
     if data.dataset not in check_data.KNOWN and ":" not in str(data.dataset):
         return  # it is no dataset, which is reported elsewhere
     if model.name in MODEL_ARGS:
-        yield from _inputs(config, model)
+        yield from _absent(config, model)
+        yield from _inputs(data, model)
+    elif model.name.partition(":")[0] in LIBRARIES:
+        yield from _library_inputs(data, model)
     classes = check_data.classes(data)
     yield from loss_problems(config, classes)
     yield from _metrics(config, classes)
@@ -147,22 +161,44 @@ def _start(model: Model) -> Found:
         yield "model.weights_skip", "nothing reads this without model.weights; remove it, or give the file"
 
 
-def _inputs(config: Config, model: Model) -> Found:
-    """Do the inputs fit a model that comes along?"""
-    if config.data is None:
-        return
-    if config.data.dataset in {"table", "points"} and model.name not in TAKES_TABLES:
-        what = "a table has" if config.data.dataset == "table" else "points have"
+def _absent(config: Config, model: Model) -> Found:
+    """What is asked of parts that a model that comes along does not have."""
+    if config.train is not None and config.train.channels_last is not None and model.name in TAKES_TABLES:
+        yield "train.channels_last", f"{model.name} has no convolution of images; remove it"
+    if model.batch_norm != "local" and not has_batch_norm(model):
+        give = {"mlp": ", or give args: {batch_norm: true}", "cnn": ", or give args: {norm: before}"}
+        yield "model.batch_norm", f"{model.name} has no batch norm; remove it{give.get(model.name, '')}"
+
+
+def _library_inputs(data: Data, model: Model) -> Found:
+    yield from _rows(data, model)
+    channels, (library, _, name) = check_data.channels(data), model.name.partition(":")
+    if library == "torchvision" and channels not in {3, None}:
+        pictures = data.dataset in {"folder", "shards"}
+        use = f"{'data.args.channels: rgb, or ' if pictures else ''}timm:{name}, which takes any number"
+        yield "model.name", f"{model.name} takes pictures of 3 channels, and the data have {channels}; use {use}"
+
+
+def _rows(data: Data, model: Model) -> Found:
+    if data.dataset in {"table", "points"}:
+        what = "a table has" if data.dataset == "table" else "points have"
         yield "model.name", f"{model.name} needs images, and {what} none; use mlp"
+
+
+def _inputs(data: Data, model: Model) -> Found:
+    """Do the inputs fit a model that comes along?"""
+    if model.name not in TAKES_TABLES:
+        yield from _rows(data, model)
+    sides = check_data.sides(data)
+    if sides is None:  # the ranks see it
         return
-    side = check_data.side(config.data)
-    if side is None:  # the ranks see it
-        return
-    args = arguments(MODEL_ARGS[model.name], model.args)
+    side, args = min(sides), arguments(MODEL_ARGS[model.name], model.args)
     if isinstance(args, CnnArgs) and (refusal := args.refusal(side)):
         yield "model.args.channels", "; ".join(refusal)
-    if isinstance(args, VitArgs) and side % args.patch:
-        fitting = [str(patch) for patch in range(2, side + 1) if side % patch == 0]
-        yield "model.args.patch", f"{args.patch} does not divide {side} pixels; use one of {', '.join(fitting)}"
+    if isinstance(args, VitArgs) and any(edge % args.patch for edge in sides):
+        fitting = [str(n) for n in range(2, side + 1) if not any(edge % n for edge in sides)]
+        use = f"one of {', '.join(fitting)}" if fitting else "images of another size, or model.name: mlp"
+        pixels = f"{side}" if len(set(sides)) == 1 else f"{sides[0]} x {sides[1]}"
+        yield "model.args.patch", f"{args.patch} does not divide {pixels} pixels; use {use}"
     if model.name == "lenet" and side < 12:
         yield "model.name", f"lenet leaves nothing of {side} pixels; it needs at least 12, use cnn or mlp"

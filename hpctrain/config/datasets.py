@@ -89,7 +89,7 @@ class PointsArgs(Struct, frozen=True, kw_only=True):
     count: Positive = 200
     """Training points."""
     test_count: Positive = 100
-    """Test points, which are others unless there is no noise to tell them apart."""
+    """Test points, which are others unless there is no noise to tell them apart; leave it out with `split.test`."""
     noise: NonNegative = 0.0
     """Standard deviation of what is added: to y of a line, else to both coordinates."""
     seed: Count = 0

@@ -151,8 +151,8 @@ class Model(Struct, frozen=True, kw_only=True):
     """linear; logistic: with a sigmoid; perceptron: with a step (Rosenblatt 1958); mlp, cnn, lenet; resnet18 to
     resnet152 for pictures of about 224 x 224 (He et al. 2016), resnet20 to resnet110 for about 32 x 32 (section 4.2);
     inception: v1, GoogLeNet (Szegedy et al. 2015); vit-tiny, vit-small (Dosovitskiy et al. 2021, Touvron et al. 2021);
-    torchvision:NAME or timm:NAME, a model of these libraries with random weights and `args` passed on; or the user's
-    own function as package.module:function, called with `args` and returning a torch.nn.Module."""
+    torchvision:NAME or timm:NAME, a model of these libraries that classifies, with random weights and `args` passed on;
+    or the user's own function as package.module:function, called with `args` and returning a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Arguments of the model."""
     batch_norm: Literal["local", "sync", "ghost"] = "local"
@@ -193,6 +193,13 @@ MODEL_ARGS: dict[str, type[Struct]] = {
 
 HAVE_BATCH_NORM = {*_RESNETS, *_CIFAR_RESNETS, "inception"}
 """The models that come along and have batch norms whatever their arguments are."""
+
+
+def has_batch_norm(model: Model) -> bool:
+    """Say whether a model that comes along has batch norms; of the user's own nobody knows before it is built."""
+    norms = model.args.get("batch_norm", False) or model.args.get("norm", "none") != "none"
+    return model.name in HAVE_BATCH_NORM or (model.name in MODEL_ARGS and norms)
+
 
 TAKES_TABLES = {*_AFFINE, "mlp"}
 """The models that come along and take rows of a table; the others need pictures."""

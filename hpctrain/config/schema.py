@@ -77,7 +77,7 @@ class Train(Struct, frozen=True, kw_only=True):
     """Decay of an exponential moving average of the weights, such as 0.999; where given, that is what is evaluated."""
     channels_last: bool | None = None
     """The channels of images and of convolutions lie next to each other in memory, in any model: mostly faster, on GPUs
-    and on CPUs. If absent the model decides; cnn and the residual networks do it."""
+    and on CPUs. If absent the model decides; cnn, lenet, inception and the residual networks do it."""
     compile: bool = False
     """Let torch.compile turn the model into fewer kernels for training, which takes a compiler and a minute at the
     start of each attempt; evaluation stays as it is."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hpctrain.config.datasets import CifarArgs, Data, FolderArgs, PointsArgs, ShardsArgs, TableArgs
 from hpctrain.config.schema import arguments
-from hpctrain.data.sizes import sizes
+from hpctrain.data.sizes import more, sizes
 from hpctrain.errors import UsageError
 from hpctrain.plan import Samples
 
@@ -76,12 +76,15 @@ def samples_of(data: Data, found: Found) -> Samples:
             f"use data.samples={split.train} or less, or leave it out",
         )
     test = split.test if data.split.test else found.test
-    for name, count in (("training", split.train), ("test", test)):
+    parts = {"training": split.train, "test": test}
+    if data.split.validation or data.split.fold is not None:
+        parts["validation"] = split.validation
+    for name, count in parts.items():
         if not count:
             raise UsageError(
                 f"{data.dataset} has no {name} samples: {found.train} are split into {split.train} for training, "
                 f"{split.validation} for validation and {split.test} for testing",
-                "set some apart with data.split.test=0.1" if name == "test" else "set fewer apart: data.split",
+                more(name, found.train, data.split),
             )
     return Samples(
         train=data.samples or split.train,
@@ -150,7 +153,13 @@ def folder_found(data: Data, summary: "Callable[[Path], listing.Summary | None]"
     """Count the files of `dataset: folder` by a function that lists a directory, or returns None if that takes long."""
     args: FolderArgs = arguments(FolderArgs, data.args)
     directory = _given(data)
-    return _counted(directory, [None if name is None else summary(directory / name) for name in _both(args)], args)
+    parts = [None if name is None else summary(directory / name) for name in _both(args)]
+    if parts[0] is not None and len(parts[0].classes) == 1:
+        raise UsageError(
+            f"{directory / args.train} has one class, {parts[0].classes[0].name!r}: there is nothing to tell apart",
+            "each class is a directory of its own; see data.args.train",
+        )
+    return _counted(directory, parts, args)
 
 
 def shards_found(data: Data, header: "Callable[[Path, str], index.Header | None]") -> Found:

@@ -32,3 +32,15 @@ def cuts(total: int, split: Split) -> tuple[int, tuple[int, int]]:
         return test, (test, test + round(total * split.validation))
     part, parts = map(int, split.fold.split("/"))
     return test, (test + (part - 1) * rest // parts, test + part * rest // parts)
+
+
+def more(name: str, total: int, split: Split) -> str:
+    """Say how a part of which nothing is left gets samples."""
+    if name == "training":
+        return "set fewer apart: data.split"
+    if name == "validation" and split.fold is not None:
+        return "use fewer folds, or more samples"
+    asked = split.test if name == "test" else split.validation
+    if asked and total < 2:
+        return "use more samples"
+    return f"set {'more' if asked else 'some'} apart: data.split.{name}={max(1 / total, 0.1):.2g}"

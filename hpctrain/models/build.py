@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hpctrain import function
 from hpctrain.config import schema
@@ -35,8 +36,9 @@ BUILDERS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
 def build(model: schema.Model, *, shape: Shape, outputs: int, seed: int) -> nn.Module:
     """Build a model on the CPU, with initial weights that are a pure function of the seed.
 
-    The weights are drawn as torch's layers draw them by default (uniform, K. He et al. 2015, "Delving deep into
-    rectifiers", with torch's gain). The caller's random state is left as it was.
+    Dense layers and convolutions start as torch's do (uniform, K. He et al. 2015, "Delving deep into rectifiers", with
+    torch's gain) where neither `args.init` nor the paper of a model says otherwise: the residual networks, inception
+    and the transformers have their own. Lazy layers get their shapes here. The caller's random state is left as it was.
 
     Args:
         model: the config's section; a user's function is called with `args` alone.
@@ -46,7 +48,8 @@ def build(model: schema.Model, *, shape: Shape, outputs: int, seed: int) -> nn.M
 
     Raises:
         UsageError: the user's function or the library cannot be found, or the model does not fit the images.
-        JobError: the user's function raised, or returned something else than a torch.nn.Module.
+        JobError: the user's function raised, or returned something else than a torch.nn.Module, or lazy layers get no
+            shape.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed % 2**63)
@@ -54,7 +57,7 @@ def build(model: schema.Model, *, shape: Shape, outputs: int, seed: int) -> nn.M
             return BUILDERS[model.name](schema.arguments(schema.MODEL_ARGS[model.name], model.args), shape, outputs)
         if model.name.partition(":")[0] in LIBRARIES:
             return library(model, shape, outputs)
-        return _users(model)
+        return _shaped(_users(model), model.name, shape)
 
 
 def draws(model: nn.Module, name: str) -> bool:
@@ -82,3 +85,27 @@ def _users(model: schema.Model) -> nn.Module:
             f"let it return the module ({function.where(builder)})",
         )
     return built
+
+
+def _shaped(model: nn.Module, name: str, shape: Shape) -> nn.Module:
+    """Let lazy layers see a batch, so that whoever looks at their weights next finds them, drawn from the seed."""
+    if not _lazy(model):
+        return model
+    training, zeros = model.training, torch.zeros(2, *shape)
+    try:
+        with torch.no_grad():
+            model.eval()(zeros)
+    except Exception as error:
+        raise JobError(
+            f"model.name: {name} failed on a batch of shape {tuple(zeros.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if left := _lazy(model):
+        raise JobError(
+            f"model.name: {name} has lazy layers that get no shape in evaluation: {', '.join(left)}",
+            "give these layers their sizes",
+        )
+    return model.train(training)
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    return [name for name, part in (*model.named_parameters(), *model.named_buffers()) if is_lazy(part)]

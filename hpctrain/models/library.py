@@ -1,4 +1,7 @@
-"""Models of torchvision and timm by name, with random weights: nothing is downloaded, by whatever rank."""
+"""Models of torchvision and timm by name, with random weights: nothing is downloaded, by whatever rank.
+
+Those that classify: torchvision's for detection and segmentation fetch a backbone, and take or give something else.
+"""
 
 import importlib
 from types import ModuleType
@@ -15,14 +18,15 @@ def library(model: Model, shape: Shape, outputs: int) -> nn.Module:
     """Build `torchvision:NAME` or `timm:NAME`: `(B, C, H, W)` -> `(B, outputs)`.
 
     Raises:
-        UsageError: the library is not installed or has no such model, or the inputs are no images it can take.
+        UsageError: the library is not installed, or has no such model that classifies, or the inputs are no images it
+            can take.
         JobError: it raised, as for an argument that the model does not have.
     """
     where, _, name = model.name.partition(":")
     channels, _, _ = image(model.name, shape)
     module = _load(where)
     if where == "torchvision":
-        known, arguments = module.list_models(), {"weights": None, "num_classes": outputs}
+        known, arguments = module.list_models(module=module), {"weights": None, "num_classes": outputs}
         if channels != 3:
             raise UsageError(
                 f"model.name: {model.name} takes pictures of 3 channels, and the data have {channels}",
@@ -31,7 +35,8 @@ def library(model: Model, shape: Shape, outputs: int) -> nn.Module:
     else:
         known, arguments = module.list_models(), {"pretrained": False, "num_classes": outputs, "in_chans": channels}
     if name not in known:
-        raise UsageError(f"model.name: {where} has no model {name!r}", _near(name, known))
+        what = "no model that classifies images by the name of" if name in module.list_models() else "no model"
+        raise UsageError(f"model.name: {where} has {what} {name!r}", _near(name, known))
     make = module.get_model if where == "torchvision" else module.create_model
     try:
         built: nn.Module = make(name, **arguments, **model.args)

@@ -6,6 +6,7 @@ them, see `hpctrain.data.dataset.Part`.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -76,7 +77,8 @@ def users(name: str, *, number: bool) -> Loss:
 
     Raises:
         UsageError: it cannot be found.
-        JobError: importing its module raised; when called, it raised, or returned something else than `(B,)`.
+        JobError: importing its module raised; when called, it raised, or returned something else than `(B,)`, or
+            nothing that has a gradient.
     """
     theirs = function.find(name, "loss")
 
@@ -93,6 +95,12 @@ def users(name: str, *, number: bool) -> Loss:
             raise JobError(
                 f"loss: {name} returned {got} for {len(outputs)} samples",
                 f"let it return the loss of each sample, of shape (B,), not their mean ({function.where(theirs)})",
+            )
+        if outputs.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+            raise JobError(
+                f"loss: {name} has no gradient",
+                f"compute it of the outputs by torch's operations, without .detach(), .item() and argmax "
+                f"({function.where(theirs)})",
             )
         return found.sum()
 

@@ -75,6 +75,8 @@ def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
 def _confused(matrix: list[list[int]]) -> str:
     pairs = [(count, label, found) for label, row in enumerate(matrix) for found, count in enumerate(row)]
     count, label, found = max(pair for pair in pairs if pair[1] != pair[2])
+    if not count:
+        return "no class taken for another"
     return f"most often {label} taken for {found}, {count} times"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hpctrain.config.check_models import OF_NUMBERS, loss_of, loss_problems, metric_problem
 from hpctrain.config.schema import Config
 from hpctrain.data.dataset import Dataset
-from hpctrain.errors import UsageError
+from hpctrain.errors import JobError, UsageError
 from hpctrain.train import losses
 
 AUXILIARY_WEIGHT = 0.3
@@ -59,10 +59,33 @@ class Objective:
         else:
             self._loss = losses.of_numbers(loss, sigmoid=sigmoid) if loss in OF_NUMBERS else losses.BY_NAME[loss]
 
-    def heads(self, outputs: Tensor | tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return what a model gave in training as one or more outputs `(B, K)`; the first is what it predicts."""
+    def heads(self, outputs: object, samples: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return what a model gave in training as one or more outputs `(B, K)`; the first is what it predicts.
+
+        Args:
+            outputs: of the model, one tensor or a tuple of them.
+            samples: of the batch.
+            dtype: wanted.
+
+        Raises:
+            JobError: they are something else.
+        """
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        wanted = (samples, self.outputs)
+        if not parts or not all(isinstance(part, Tensor) and part.shape == wanted for part in parts):
+            got = " and ".join(shown(part) for part in parts) or "an empty tuple"
+            raise JobError(f"model.name: in training the model gives {got} for {samples} samples", self.wanted())
         return tuple(part.to(dtype) for part in parts)
+
+    def wanted(self) -> str:
+        """Say what a model must return."""
+        if not self.classes:
+            return "it must return numbers of shape (B, 1), what it predicts for each sample"
+        if self.outputs == 1:
+            return (
+                "it must return logits of shape (B, 1), for the second of the two classes; see loss in docs/config.md"
+            )
+        return f"it must return logits of shape (B, {self.outputs}), one for each class"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of one output, summed over the samples."""
@@ -92,6 +115,11 @@ class Objective:
         return outputs.argmax(1)
 
 
+def shown(outputs: object) -> str:
+    """Return shape or type of what a model gave, for messages."""
+    return str(tuple(outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
+
+
 def likeliest(targets: Tensor) -> Tensor:
     """Return the class of each sample, or the likeliest one of probabilities `(B, K)`: int64 `(B,)`."""
     return targets if targets.ndim == 1 else targets.argmax(1)
@@ -101,10 +129,13 @@ def build(config: Config, data: Dataset) -> Objective:
     """Make the objective of a run.
 
     Raises:
-        UsageError: loss or metrics do not fit the data; what the config alone tells was refused before.
+        UsageError: there is one class, or loss or metrics do not fit the data; what the config alone tells was refused
+            before.
         JobError: the module of the user's own loss raised.
     """
     classes = 0 if data.task == "number" else data.outputs
+    if classes == 1:
+        raise UsageError("data: there is one class, and nothing to tell apart", "give samples of two classes or more")
     found = [f"{key}: {message}" for key, message in loss_problems(config, classes)]
     found += [f"metrics: {problem}" for name in config.metrics if (problem := metric_problem(name, classes))]
     if found:

@@ -84,7 +84,7 @@ class Passes:
             self._attendance.stand_in = share.stand_in[number]
             with self._precision.arithmetic():
                 outputs = self._step.forward(inputs, last=last)
-            heads = self._objective.heads(outputs, self._precision.dtype)
+            heads = self._objective.heads(outputs, len(targets), self._precision.dtype)
             loss = self._objective.total(heads, targets)
             if share.stand_in[number]:  # of a last, smaller batch: it keeps the ranks in step and weighs nothing
                 loss = loss * 0.0

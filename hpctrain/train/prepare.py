@@ -1,5 +1,7 @@
 """Everything before the first step: check what is here against the plan, and build the parts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from hpctrain.train import objective as objectives
 from hpctrain.train import optim
 from hpctrain.train.adapt import adapt
 from hpctrain.train.average import Average
-from hpctrain.train.objective import Objective
+from hpctrain.train.objective import Objective, shown
 from hpctrain.train.precision import Precision
 from hpctrain.world import World
 
@@ -102,7 +104,7 @@ def parts(config: Config, plan: Plan, numbers: Numbers, comm: Comm, device: torc
     with precision.arithmetic():
         _try_out(model, example, targets, objective, config.model.name)
         trained = adapted.trained(model)
-        with adapted.settling():
+        with adapted.settling(), _watched(model, objective, precision.dtype):
             step = comm.wrap(trained, optimizer, example=example, passes=numbers.accumulate, scaler=scaler)
     return Parts(data, model, step, precision, objective, adapted.attendance)
 
@@ -153,20 +155,25 @@ def _try_out(model: nn.Module, example: Tensor, targets: Tensor, objective: Obje
     finally:
         model.train(training)
     if not isinstance(logits, Tensor) or logits.shape != (len(example), objective.outputs):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise JobError(
-            f"model.name: {name} gives {got} for {'inputs' if example.ndim == 2 else 'images'} of shape "
+            f"model.name: {name} gives {shown(logits)} for {'inputs' if example.ndim == 2 else 'images'} of shape "
             f"{tuple(example.shape)}",
-            _wanted_outputs(objective),
+            objective.wanted(),
         )
-    objective.loss(logits.to(example.dtype), targets)
+    objective.loss(logits.to(example.dtype).requires_grad_(), targets)  # so that a loss without gradient is told
     if not any(part.requires_grad for part in model.parameters()):
         raise JobError(f"model.name: {name} has no parameters to train")
 
 
-def _wanted_outputs(objective: Objective) -> str:
-    if not objective.classes:
-        return "it must return numbers of shape (B, 1), what it predicts for each sample"
-    if objective.outputs == 1:
-        return "it must return logits of shape (B, 1), for the second of the two classes; see loss in docs/config.md"
-    return f"it must return logits of shape (B, {objective.outputs}), one for each class"
+@contextmanager
+def _watched(model: nn.Module, objective: Objective, dtype: torch.dtype) -> Iterator[None]:
+    """Look at what the model gives in passes of training that DDP and Horovod make before the first step."""
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], outputs: object) -> None:
+        objective.heads(outputs, len(inputs[0]), dtype)
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()

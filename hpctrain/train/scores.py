@@ -67,12 +67,13 @@ class Tally:
 
     def _of_numbers(self, comm: Comm, samples: int) -> dict[str, Any]:
         # Each rank fills its own row, so that all merge the same numbers in the same order.
-        rows = torch.zeros(comm.size, 5, dtype=torch.float64)
+        rows = torch.zeros(comm.size, 2 + len(Spread._fields), dtype=torch.float64)
         rows[comm.rank] = torch.tensor([*self._errors.tolist(), *self._spread], dtype=torch.float64)
         whole, squared, absolute = Spread(), 0.0, 0.0
         for more_squared, more_absolute, *part in comm.sum(rows).tolist():
             squared, absolute, whole = squared + more_squared, absolute + more_absolute, merged(whole, Spread(*part))
-        r2 = 1 - squared / whole.squares if whole.squares > 0 else None  # of equal targets there is none
+        # Of equal targets there is none; their mean is rounded, so that their squares alone do not tell.
+        r2 = 1 - squared / whole.squares if whole.low < whole.high and whole.squares > 0 else None
         found = {"mse": squared / samples, "mae": absolute / samples, "r2": r2}
         return {name: value for name, value in found.items() if name in self._names}
 
@@ -84,12 +85,18 @@ class Spread(NamedTuple):
     mean: float = 0.0
     squares: float = 0.0
     """Sum of the squared distances from the mean."""
+    low: float = 0.0
+    high: float = 0.0
 
 
 def spread(values: Tensor) -> Spread:
     """Return that of numbers, float64 `(B,)`."""
+    if not len(values):
+        return Spread()
     mean = values.mean()
-    return Spread(len(values), mean.item(), (values - mean).square().sum().item()) if len(values) else Spread()
+    low, high = values.aminmax()
+    found = torch.stack([mean, (values - mean).square().sum(), low, high]).tolist()  # one wait for the device
+    return Spread(len(values), *found)
 
 
 def merged(one: Spread, other: Spread) -> Spread:
@@ -99,7 +106,13 @@ def merged(one: Spread, other: Spread) -> Spread:
         return one if one.samples else other
     apart = other.mean - one.mean
     between = apart * apart * one.samples * other.samples / samples
-    return Spread(samples, one.mean + apart * other.samples / samples, one.squares + other.squares + between)
+    return Spread(
+        samples,
+        one.mean + apart * other.samples / samples,
+        one.squares + other.squares + between,
+        min(one.low, other.low),
+        max(one.high, other.high),
+    )
 
 
 def in_top(outputs: Tensor, labels: Tensor, most: int) -> Tensor:

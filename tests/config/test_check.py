@@ -88,6 +88,10 @@ TABLE = "{dataset: table, path: t.csv, split: {test: 0.1}, args: {target: y}}"
             "2:1: data.split.test: missing; with args.test: null set some apart, such as 0.1",
         ),
         (
+            "{dataset: points, split: {test: 0.2}, args: {kind: xor, test_count: 50}}",
+            "2:75: data.args.test_count: split.test sets the test points apart; remove one of the two",
+        ),
+        (
             "{dataset: mnist, split: {fold: 6/5}}",
             "2:38: data.split.fold: there is no fold 6 of 5; give k/K, K of at least 2 and k from 1 to K",
         ),

@@ -4,6 +4,8 @@ import pytest
 
 TABLE = "{dataset: table, path: t.csv, split: {test: 0.1}, args: {target: y}}"
 WORDS = "{dataset: table, path: t.csv, split: {test: 0.1}, args: {target: y, task: classification}}"
+WIDE = "{dataset: synthetic, args: {shape: [3, 32, 48]}}"
+COLOURS = "{dataset: cifar10, path: /d}"
 TWO = "{dataset: synthetic, args: {classes: 2}}"
 
 
@@ -66,6 +68,55 @@ def config(good, *, data="{dataset: mnist}", model="{name: mlp}", more=""):
             "3:15: model.name: lenet leaves nothing of 8 pixels; it needs at least 12, use cnn or mlp",
         ),
         (
+            {"model": "{name: vit-tiny, args: {patch: 32}}", "data": WIDE},
+            "3:39: model.args.patch: 32 does not divide 32 x 48 pixels; use one of 2, 4, 8, 16",
+        ),
+        (
+            {"model": "{name: vit-tiny}", "data": "{dataset: synthetic, args: {shape: [1, 1, 1]}}"},
+            "3:1: model.args.patch: 16 does not divide 1 pixels; use images of another size, or model.name: mlp",
+        ),
+        (
+            {"model": "{name: lenet, batch_norm: sync}"},
+            "3:34: model.batch_norm: lenet has no batch norm; remove it",
+        ),
+        (
+            {"model": "{name: mlp, batch_norm: ghost}"},
+            "3:32: model.batch_norm: mlp has no batch norm; remove it, or give args: {batch_norm: true}",
+        ),
+        (
+            {"model": "{name: cnn, batch_norm: sync}"},
+            "3:32: model.batch_norm: cnn has no batch norm; remove it, or give args: {norm: before}",
+        ),
+        (
+            {"model": "{name: vit-small, args: {patch: 4}, batch_norm: sync}"},
+            "3:56: model.batch_norm: vit-small has no batch norm; remove it",
+        ),
+        (
+            {"model": "{name: 'torchvision:resnet18'}"},
+            (
+                "3:15: model.name: torchvision:resnet18 takes pictures of 3 channels, and the data have 1; use "
+                "timm:resnet18, which takes any number"
+            ),
+        ),
+        (
+            {
+                "model": "{name: 'torchvision:resnet18'}",
+                "data": "{dataset: folder, path: /d, args: {channels: grey}}",
+            },
+            (
+                "3:15: model.name: torchvision:resnet18 takes pictures of 3 channels, and the data have 1; use "
+                "data.args.channels: rgb, or timm:resnet18, which takes any number"
+            ),
+        ),
+        (
+            {"model": "{name: 'timm:resnet18'}", "data": TABLE},
+            "3:15: model.name: timm:resnet18 needs images, and a table has none; use mlp",
+        ),
+        (
+            {"model": "{name: 'torchvision:resnet18'}", "data": "{dataset: points, args: {kind: xor}}"},
+            "3:15: model.name: torchvision:resnet18 needs images, and points have none; use mlp",
+        ),
+        (
             {"model": "{name: resnet20}", "data": TABLE},
             "3:15: model.name: resnet20 needs images, and a table has none; use mlp",
         ),
@@ -74,7 +125,7 @@ def config(good, *, data="{dataset: mnist}", model="{name: mlp}", more=""):
             "3:20: model.weights_skip: nothing reads this without model.weights; remove it, or give the file",
         ),
         (
-            {"model": "{name: 'torchvision:resnet18', args: {weights: DEFAULT}}"},
+            {"model": "{name: 'torchvision:resnet18', args: {weights: DEFAULT}}", "data": COLOURS},
             "3:55: model.args.weights: follows from the data, or from model.weights; remove it",
         ),
         (
@@ -147,9 +198,25 @@ def test_a_rule_of_models_losses_and_metrics(problems, good, changes, message):
         assert found == [f"run.yaml:{message}"]
 
 
+@pytest.mark.parametrize("name", ["linear", "logistic", "perceptron", "mlp"])
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_channels_last_is_of_convolutions(problems, good, name, value):
+    text = good.replace("train: {", f"train: {{channels_last: {value}, ")
+    found = problems(config(text, model=f"{{name: {name}}}", data=TWO))
+    assert found == [f"run.yaml:6:24: train.channels_last: {name} has no convolution of images; remove it"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"model": "{name: mlp, batch_norm: sync, args: {batch_norm: true}}"},
+        {"model": "{name: cnn, batch_norm: ghost, args: {norm: after}}"},
+        {"model": "{name: resnet20, batch_norm: sync}"},
+        {"model": "{name: 'mypkg.nets:net', batch_norm: sync}"},
+        {"model": "{name: 'timm:resnet18', batch_norm: sync}"},
+        {"model": "{name: 'torchvision:resnet18'}", "data": COLOURS},
+        {"model": "{name: 'torchvision:resnet18'}", "data": "{dataset: 'mypkg.data:set'}"},
+        {"model": "{name: vit-tiny, args: {patch: 16}}", "data": WIDE},
         {"model": "{name: logistic}", "data": TWO, "more": "loss: mse\n"},
         {"model": "{name: logistic}", "more": "loss: mse\n"},
         {"model": "{name: perceptron}"},

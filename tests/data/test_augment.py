@@ -303,3 +303,12 @@ def test_images_that_turn_out_too_small_are_refused(options, message):
     with pytest.raises(DataError) as caught:
         build(shape=(1, 12, 8), **options)
     assert str(caught.value) == message
+
+
+def test_half_a_class_counts_as_the_likelier_one():
+    from hpctrain.train.objective import Objective
+
+    correct = Objective("classes", classes=3).score
+    logits = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3]])
+    assert correct(logits, torch.tensor([0, 1, 1])) == 2
+    assert correct(logits, torch.tensor([[0.6, 0.4, 0], [0.6, 0.4, 0], [0, 0.1, 0.9]])) == 2

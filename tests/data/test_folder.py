@@ -83,7 +83,7 @@ def test_without_a_test_directory(tree):
     alone = schema.Data(dataset="folder", path=str(tree / "train"), args={"train": ".", "test": None})
     train, test = folder.open_sources(alone, str(tree / "train"))
     assert (len(train), test) == (3, None)
-    with pytest.raises(UsageError, match=r"data\.split\.test=0\.1"):
+    with pytest.raises(UsageError, match=r"data\.split\.test=0\.33"):
         locate(alone)
 
 
@@ -162,6 +162,15 @@ def test_a_missing_directory_says_how_the_tree_is_meant(tree):
     assert said(tree / "gone").replace("/gone", "") == (
         "DIR/train is no directory\n  data.path lies above the directories data.args.train (default train) and "
         "data.args.test (default val)"
+    )
+
+
+def test_one_class_is_nothing_to_tell_apart(tree):
+    (tree / "train/cat/z.png").unlink()
+    (tree / "train/cat").rmdir()
+    assert said(tree) == (
+        "DIR/train has one class, 'dog': there is nothing to tell apart\n"
+        "  each class is a directory of its own; see data.args.train"
     )
 
 

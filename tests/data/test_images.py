@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -59,7 +58,7 @@ def test_a_batch_is_what_the_index_says():
     assert data.train.inputs.dtype == torch.uint8
 
 
-@pytest.mark.skipif("HPCTRAIN_DATA" not in os.environ, reason="HPCTRAIN_DATA does not name the folder with mnist/")
+@pytest.mark.usefixtures("real_mnist")
 def test_mnist_is_normalised_as_everyone_does():
     from hpctrain.data.locate import locate
 

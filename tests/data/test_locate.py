@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 import subprocess
 import sys
@@ -57,7 +56,7 @@ def test_the_environment_names_the_data(mnist, tmp_path_factory):
     assert found == Samples(train=20, test=5, path=str(home / "mnist"))
 
 
-@pytest.mark.skipif("HPCTRAIN_DATA" not in os.environ, reason="HPCTRAIN_DATA does not name the folder with mnist/")
+@pytest.mark.usefixtures("real_mnist")
 def test_the_real_mnist_has_its_known_sizes():
     found = locate(schema.Data(dataset="mnist"))
     assert (found.train, found.test) == (60_000, 10_000)
@@ -165,6 +164,36 @@ def test_a_table_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     data = schema.Data(dataset="table", path=str(tmp_path / "t.csv"), args={"target": "y"}, split=Split(test=0.6))
     with pytest.raises(UsageError, match="table has no training samples: 1 are split into 0 for training, 0 for"):
         locate(data, {})
+
+
+def with_images(mnist, total):
+    (mnist / "train-images-idx3-ubyte").write_bytes(idx(total, 4, 4))
+    (mnist / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(total, content=bytes(total))))
+    return mnist
+
+
+@pytest.mark.parametrize(
+    ("split", "total", "name", "hint"),
+    [
+        (Split(validation=0.1), 4, "validation", "set more apart: data.split.validation=0.25"),
+        (Split(fold="1/5"), 4, "validation", "use fewer folds, or more samples"),
+        (Split(test=0.1), 3, "test", "set more apart: data.split.test=0.33"),
+        (Split(validation=0.4), 1, "validation", "use more samples"),
+    ],
+)
+def test_a_part_that_is_asked_for_and_gets_no_sample_is_refused(mnist, split, total, name, hint):
+    assert said(with_images(mnist, total), split=split) == (
+        f"mnist has no {name} samples: {total} are split into {total} for training, 0 for validation and 0 for testing"
+        f"\n  {hint}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "total"), [(Split(validation=0.25), 4), (Split(test=0.33), 3), (Split(fold="1/4"), 4)]
+)
+def test_what_the_hint_says_gives_a_sample(mnist, split, total):
+    found = find(with_images(mnist, total), split=split)
+    assert found.train == total - 1
 
 
 def test_labels_in_place_of_images(mnist):

@@ -77,5 +77,6 @@ def test_a_library_that_is_not_installed_is_named(found, monkeypatch, name):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else there(asked))
     problem = f"{name} is not installed; python -m pip install --no-deps {name} installs it beside this torch"
-    assert found(MODEL.format(f"{name}:resnet18")) == [f"HERE/c.yaml:3:15: {problem}"]
-    assert found(MODEL.format(f"{name}:resnet18") + "env: {venv: /v}\n") == []
+    text = MODEL.format(f"{name}:resnet18").replace("digits", "synthetic, args: {shape: [3, 32, 32]}")
+    assert found(text) == [f"HERE/c.yaml:3:15: {problem}"]
+    assert found(text + "env: {venv: /v}\n") == []

@@ -29,11 +29,11 @@ def test_the_names_are_those_of_the_config():
     ("mlp", {"batch_norm": True}), ("cnn", {"norm": "after"}), ("inception", {"auxiliary": False}),
 ])  # fmt: skip
 def test_the_plan_knows_which_models_have_batch_norms(name, args):
-    from hpctrain import norms
+    from hpctrain.config.models import has_batch_norm
     from hpctrain.models import batch_norm
 
     model = build(name, shape=(3, 32, 32), **args)
-    assert norms.has_any(schema.Model(name=name, args=args)) == bool(batch_norm.norms(model))
+    assert has_batch_norm(schema.Model(name=name, args=args)) == bool(batch_norm.norms(model))
 
 
 @pytest.mark.parametrize(("name", "args", "weights"), [
@@ -115,6 +115,51 @@ def test_the_users_own_model_gets_its_args(users):
     assert model.weight.shape == (2, 3)
     assert model.bias is None
     assert model.weight.equal(build("mynet:build", width=3, bias=False).weight)
+
+
+LAZY = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_training):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Dropout(0.5))
+        self.last, self.in_training = nn.LazyLinear(10), in_training
+
+    def forward(self, images):
+        return self.last(self.body(images)) if self.training or not self.in_training else self.body(images)
+
+def build(in_training=False):
+    return Net(in_training)
+"""
+
+
+def test_lazy_layers_get_their_weights_from_the_seed_before_anybody_sorts_them(users):
+    from hpctrain.config.optim import Optim
+    from hpctrain.train.optim import groups
+
+    users(LAZY)
+    one, two, other = (build("mynet:build", seed=seed) for seed in (5, 5, 6))
+    for key in ("body.1.weight", "last.weight"):
+        assert one.state_dict()[key].equal(two.state_dict()[key])
+        assert not one.state_dict()[key].equal(other.state_dict()[key])
+    assert one.training
+    assert one.body[2].running_mean.tolist() == [0] * 4
+    decayed, spared = groups(Optim(lr=0.1, weight_decay=0.1, weight_decay_on="weights"), one, "mynet:build")
+    assert [tuple(part.shape) for part in decayed["params"]] == [(4, 784), (10, 4)]
+    assert [tuple(part.shape) for part in spared["params"]] == [(4,), (4,), (4,), (10,)]
+
+
+def test_lazy_layers_that_no_evaluation_reaches_are_refused(users):
+    users(LAZY)
+    with pytest.raises(JobError) as caught:
+        build("mynet:build", in_training=True)
+    assert str(caught.value) == (
+        "model.name: mynet:build has lazy layers that get no shape in evaluation: last.weight, last.bias\n"
+        "  give these layers their sizes"
+    )
+    with pytest.raises(JobError, match=r"mynet:build failed on a batch of shape \(2,\): IndexError"):
+        build("mynet:build", shape=())
 
 
 def test_a_missing_module_is_named():

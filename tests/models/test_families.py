@@ -79,7 +79,7 @@ def test_a_model_learns_a_small_batch_and_evaluates_to_one_output(name):
     history = []
     for _ in range(6):
         optimizer.zero_grad()
-        heads = objective.heads(model(inputs), torch.float32)
+        heads = objective.heads(model(inputs), 8, torch.float32)
         (objective.total(heads, targets) / 8).backward()
         assert all(part.grad is not None for part in model.parameters())
         optimizer.step()

@@ -1,6 +1,7 @@
-"""Models of torchvision and timm, where they are installed; what is refused needs neither."""
+"""Models of torchvision and timm, which tests/run.sh installs; what is refused needs neither."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -34,7 +35,8 @@ def library():
     def found(name):
         for needed in {"torchvision", name}:
             if importlib.util.find_spec(needed) is None:
-                pytest.skip(f"{needed} is not installed")
+                missing = f"no {needed}: python -m pip install --no-deps -c tests/constraints.txt {needed}"
+                (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
 
     yield found
     operators._destroy()
@@ -84,6 +86,14 @@ def test_a_model_that_is_not_there_or_takes_other_pictures_is_refused(library):
     library("torchvision")
     with pytest.raises(UsageError, match=r"torchvision has no model 'resnet19'\n  did you mean resnet1"):
         build("torchvision:resnet19")
+    with pytest.raises(UsageError) as caught:
+        build("torchvision:fasterrcnn_resnet50_fpn")
+    assert str(caught.value).startswith(
+        "model.name: torchvision has no model that classifies images by the name of 'fasterrcnn_resnet50_fpn'\n"
+    )
+    for name, near in (("deeplabv3_resnet50", "resnet50"), ("quantized_resnet18", "resnet18")):
+        with pytest.raises(UsageError, match=rf"{name}'\n  did you mean .*{near}"):
+            build(f"torchvision:{name}")
     with pytest.raises(UsageError) as caught:
         build("torchvision:resnet18", (1, 28, 28))
     assert str(caught.value) == (

@@ -277,6 +277,27 @@ def test_a_model_that_does_not_fit_is_told_before_the_first_step(ranks: Ranks, m
     assert message in report["message"]
 
 
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "got"), [("list", "list"), ("dict", "dict"), ("other", "({0}, 10) and ({0}, 5)"), ("flat", "({0},)")]
+)
+def test_outputs_that_do_not_fit_in_training_alone_are_told_in_a_sentence(ranks: Ranks, size, kind, got):
+    config = make_config(model={"name": "tests.train.nets:in_training", "args": {"kind": kind}}, batch={"global_": 60})
+    reports = ranks.start(config, size, run=ranks.run_dir()).wait()
+    assert [report["error"] for report in reports] == ["JobError"] * size
+    samples = 60 if size == 1 else 2  # two ranks make passes before the first step, with two samples
+    assert reports[0]["message"].startswith(
+        f"model.name: in training the model gives {got.format(samples)} for {samples} samples"
+    )
+
+
+def test_a_loss_without_gradient_is_told_before_the_first_step(ranks: Ranks):
+    config = make_config(loss="tests.train.test_objective:flat")
+    (report,) = ranks.start(config, 1, run=ranks.run_dir()).wait()
+    assert report["error"] == "JobError"
+    assert report["message"].startswith("loss: tests.train.test_objective:flat has no gradient")
+
+
 def test_other_data_than_planned_is_refused(ranks: Ranks):
     config = make_config()
     plan = make_plan(config, 1, Samples(train=1500, test=298))

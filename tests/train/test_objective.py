@@ -137,14 +137,34 @@ def test_further_outputs_count_their_weight():
     made, labels = objective(classes=3), torch.tensor([0, 2])
     first, second, third = (torch.randn(2, 3, dtype=torch.float64) for _ in range(3))
     made.auxiliary_weight = 0.3
-    heads = made.heads((first, second, third), torch.float32)
+    heads = made.heads((first, second, third), 2, torch.float32)
     assert {head.dtype for head in heads} == {torch.float32}
     expected = sum(
         weight * torch.nn.functional.cross_entropy(head, labels, reduction="sum").item()
         for weight, head in ((1, first), (0.3, second), (0.3, third))
     )
     assert made.total(heads, labels).item() == pytest.approx(expected, rel=1e-6)
-    assert made.heads(first, torch.float64)[0] is first
+    assert made.heads(first, 2, torch.float64)[0] is first
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "message"),
+    [
+        ("classes", [torch.zeros(2, 3)], "list for 2 samples\n  it must return logits of shape (B, 3), one for each"),
+        ("classes", {}, "dict for 2 samples\n"),
+        ("classes", (), "an empty tuple for 2 samples\n"),
+        ("classes", (torch.zeros(2, 3), torch.zeros(2, 4)), "(2, 3) and (2, 4) for 2 samples\n"),
+        ("classes", (torch.zeros(2, 3), None), "(2, 3) and NoneType for 2 samples\n"),
+        ("classes", torch.zeros(1, 3), "(1, 3) for 2 samples\n"),
+        ("number", torch.zeros(2), "(2,) for 2 samples\n  it must return numbers of shape (B, 1), what it predicts"),
+    ],
+)
+def test_outputs_of_training_that_do_not_fit_are_named(task, outputs, message):
+    from hpctrain.errors import JobError
+
+    with pytest.raises(JobError) as caught:
+        objective(task, classes=3).heads(outputs, 2, torch.float32)
+    assert str(caught.value).startswith(f"model.name: in training the model gives {message}")
 
 
 def absolute(outputs, targets):
@@ -157,6 +177,11 @@ def absolute(outputs, targets):
 def mean(outputs, targets):
     """Return one number for all samples, as users are used to."""
     return absolute(outputs, targets).mean()
+
+
+def flat(outputs, targets):
+    """Return how many are wrong, which has no gradient."""
+    return (outputs.argmax(1) != targets).double()
 
 
 def broken(outputs, targets):
@@ -179,6 +204,10 @@ def test_the_users_own_loss_is_one_number_for_each_sample(drawn):
         "loss: tests.train.test_objective:mean returned shape () for 64 samples\n"
         "  let it return the loss of each sample, of shape (B,), not their mean ("
     )
+    flats = objective(loss=f"{here}:flat", classes=5).loss
+    assert flats(outputs, labels).item() > 0  # as in an evaluation
+    with pytest.raises(JobError, match=r"test_objective:flat has no gradient\n  compute it of the outputs by torch's"):
+        flats(outputs.clone().requires_grad_(), labels)
     with pytest.raises(JobError, match=r"broken raised AttributeError.*\n.*test_objective.py"):
         objective(loss=f"{here}:broken", classes=5).loss(outputs, labels)
     with pytest.raises(UsageError, match="loss: 'nothing' does not exist in"):
@@ -198,6 +227,9 @@ def test_what_only_the_data_tell_is_refused_before_the_first_step():
     assert made(2, loss="binary_cross_entropy").outputs == 1
     with pytest.raises(UsageError, match="of two classes, and there are 3; use cross_entropy"):
         made(3, loss="binary_cross_entropy")
+    for metrics in ((), ("confusion",)):
+        with pytest.raises(UsageError, match="data: there is one class, and nothing to tell apart"):
+            made(1, metrics=metrics)
     with pytest.raises(UsageError, match="metrics: top5 is always 1 with 4 classes; remove it"):
         made(4, metrics=("top5",))
     with pytest.raises(UsageError, match="table of 201 x 201 numbers"):
@@ -218,6 +250,13 @@ def test_the_meter_counts_held_passes_as_it_would_count_each():
     assert meter.totals().tolist() == [2 * sum(v * v for v in range(150)), 2 * sum(range(150))]
     meter.reset()
     assert meter.totals().tolist() == [0, 0]
+
+
+def test_a_perfect_confusion_matrix_is_told_so():
+    from hpctrain.train.metrics import shown
+
+    assert shown({"confusion": [[5, 0], [0, 4]]}) == {"confusion": "no class taken for another"}
+    assert shown({"confusion": [[5, 0], [1, 4]]}) == {"confusion": "most often 1 taken for 0, 1 times"}
 
 
 def test_the_report_names_the_score_and_the_metrics(tmp_path, capsys):

@@ -84,12 +84,33 @@ def test_equal_targets_have_no_r2_and_nan_is_in_no_top():
     from hpctrain.train.objective import Objective
     from hpctrain.train.scores import Tally, in_top
 
-    counted = Tally(Objective("number", metrics=["r2"]))
-    counted.add(torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 3.0]))
-    assert counted.result(Single(), 2) == {"r2": None}
+    for value in (3.0, 0.1):
+        for samples in range(1, 9):  # the mean of three or seven times 0.1 is not 0.1
+            counted = Tally(Objective("number", metrics=["r2"]))
+            counted.add(torch.ones(samples, 1), torch.full((samples,), value, dtype=torch.float64))
+            assert counted.result(Single(), samples) == {"r2": None}
     ties, labels = torch.zeros(8, 8), torch.arange(8)
     assert in_top(ties, labels, 5).tolist() == [True] * 5 + [False] * 3
     assert not in_top(ties + math.nan, labels, 5).any()
+
+
+def equal(*given):
+    """Be one rank that evaluates its share of seven equal targets."""
+    from hpctrain.train.evaluate import share
+    from hpctrain.train.objective import Objective
+    from hpctrain.train.scores import Tally
+
+    comm = given[5]
+    counted = Tally(Objective("number", metrics=["mae", "r2"]))
+    begin, end = share(7, comm.rank, comm.size)
+    counted.add(torch.zeros(end - begin, 1), torch.full((end - begin,), 0.1, dtype=torch.float64))
+    return {"value": counted.result(comm, 7)}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_equal_targets_have_no_r2_on_any_number_of_ranks(ranks, size):
+    job = ranks.start(make_config(), size, run=ranks.run_dir(), body=f"{HERE}:equal")
+    assert [report["value"] for report in job.wait()] == [{"mae": pytest.approx(0.1), "r2": None}] * size
 
 
 def test_an_evaluation_writes_them_and_the_outcome_has_them(ranks):
