@@ -33,3 +33,29 @@ def real_mnist() -> Path:
         how = "HPCTRAIN_DATA names no folder with mnist/; README.md says what lies there"
         pytest.fail(how) if os.environ.get("CI") == "true" else pytest.skip(how)
     return path
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Say whether torchvision or timm is here: without it skip, and fail in CI.
+
+    torchvision on PyPI is built for CUDA; beside a torch for CPUs its operators for detection are missing, and it
+    cannot be imported until they have a name. Models that classify do not use them.
+    """
+    import torch
+
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for text in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
+        try:
+            getattr(torch.ops.torchvision, text.partition("(")[0])
+        except AttributeError:
+            operators.define(text)
+
+    def found(name):
+        for needed in {"torchvision", name}:
+            if importlib.util.find_spec(needed) is None:
+                missing = f"no {needed}: python -m pip install --no-deps -c tests/constraints.txt {needed}"
+                (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+
+    yield found
+    operators._destroy()

@@ -1,8 +1,5 @@
 """Models of torchvision and timm, which tests/run.sh installs; what is refused needs neither."""
 
-import importlib.util
-import os
-
 import pytest
 
 from hpctrain.config import schema
@@ -16,30 +13,6 @@ def build(name, shape=(3, 64, 64), outputs=7, seed=0, **args):
     from hpctrain.models.build import build as build_model
 
     return build_model(schema.Model(name=name, args=args), shape=shape, outputs=outputs, seed=seed)
-
-
-@pytest.fixture(scope="module")
-def library():
-    """Say which of the two are here.
-
-    torchvision on PyPI is built for CUDA; beside a torch for CPUs its operators for detection are missing, and it
-    cannot be imported until they have a name. Models that classify do not use them.
-    """
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for text in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        try:
-            getattr(torch.ops.torchvision, text.partition("(")[0])
-        except AttributeError:
-            operators.define(text)
-
-    def found(name):
-        for needed in {"torchvision", name}:
-            if importlib.util.find_spec(needed) is None:
-                missing = f"no {needed}: python -m pip install --no-deps -c tests/constraints.txt {needed}"
-                (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-
-    yield found
-    operators._destroy()
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs, of what will change in later versions

@@ -7,6 +7,8 @@ from hpctrain.config import schema
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 
 def built(name, shape, **args):
     from hpctrain.models.build import build
@@ -29,16 +31,16 @@ def assert_draws_until_it_is_off(model, shape):
 def test_a_transformer_draws_nothing_without_dropout():
     model = built("vit-tiny", (1, 8, 8), patch=4, dropout=0.5)
     with torch.no_grad():
-        torch.nn.init.normal_(model.last.weight)
+        nn.init.normal_(model.last.weight)
     assert assert_draws_until_it_is_off(model, (1, 8, 8)) == 1 + 12 * 4  # the attention of a layer, and three dropouts
 
 
 def test_neither_do_layers_that_repeat():
-    lstm = torch.nn.LSTM(4, 4, num_layers=2, dropout=0.5)
-    assert assert_draws_until_it_is_off(torch.nn.Sequential(lstm, First()), (4,)) == 1
+    lstm = nn.LSTM(4, 4, num_layers=2, dropout=0.5)
+    assert assert_draws_until_it_is_off(nn.Sequential(lstm, First()), (4,)) == 1
 
 
-class First(torch.nn.Module):
+class First(nn.Module):
     """Take the outputs of a layer that gives its state as well."""
 
     def forward(self, given):
@@ -46,9 +48,8 @@ class First(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs
-def test_paths_of_torchvision_that_are_dropped():
-    try:
-        from torchvision.ops import StochasticDepth
-    except (ImportError, RuntimeError):  # not installed, or built for another torch
-        pytest.skip("torchvision is not installed")
-    assert assert_draws_until_it_is_off(torch.nn.Sequential(StochasticDepth(0.5, "row")), (4,)) == 1
+def test_paths_of_torchvision_that_are_dropped(library):
+    library("torchvision")
+    from torchvision.ops import StochasticDepth
+
+    assert assert_draws_until_it_is_off(nn.Sequential(StochasticDepth(0.5, "row")), (4,)) == 1
