@@ -214,7 +214,10 @@ def test_numbers_are_learned_by_heart_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [("optim.lr=1e-9", "the loss does not fall"), ("optim.lr=1e6", "the loss ")],
+    [
+        ("optim.lr=1e-9", "the loss does not fall"),
+        ("optim.lr=1e6", "the loss is no number after 11 steps: too high a rate (try optim.lr / 10), or a bad input"),
+    ],
 )
 def test_what_cannot_be_learned_is_told_with_what_to_look_at(config, change, told):
     done = hpctrain("run", config, "--overfit", "2", "--overfit-steps", "60", change, code=4)
