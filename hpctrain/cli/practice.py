@@ -66,6 +66,8 @@ def find_batch(config: Path, overrides: tuple[str, ...], ranks: int | None) -> N
         f"{found['type']}",
         file=sys.stderr,
     )
+    for typed, problem in found["unfit"].items():
+        print(f"hpctrain: but {typed} is refused by the rest of {config}:\n  {problem}", file=sys.stderr)
     print(msgspec.json.encode(found).decode())
 
 

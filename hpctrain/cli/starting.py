@@ -108,6 +108,8 @@ def run(
     loaded = parts.load(config, overrides)
     if loaded.config.folds is not None and not debug:
         sys.exit(folds.run_all(loaded, ranks=ranks))
+    if loaded.config.folds is not None:
+        print(f"hpctrain: --debug runs fold 1 of {loaded.config.folds} alone", file=sys.stderr, flush=True)
     code, _ = here.run(folds.one(loaded, 1), ranks=ranks, debug=debug)
     sys.exit(code)
 

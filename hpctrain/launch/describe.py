@@ -4,6 +4,11 @@ from hpctrain.config.optim import asked, spares
 from hpctrain.config.schema import Config
 from hpctrain.plan import Plan
 
+_BY_TEST = (
+    "checkpoint.keep_best chooses by the test set, for there is no validation set, and its score is too good then; "
+    "data.split.validation=0.1 sets one apart"
+)
+
 
 def describe(plan: Plan, config: Config) -> str:
     """Return the plan as lines for people: what was asked and what follows."""
@@ -67,5 +72,6 @@ def _training_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
         ("samples", f"{apart}; {plan.samples_per_rank} per rank and epoch") if counted else ("samples", unknown),
         ("steps", _steps_text(plan, config) if counted else unknown),
         ("precision", plan.precision),
+        *([("best", _BY_TEST)] if counted and config.checkpoint.keep_best and not plan.validation_samples else []),
         *([("weights", f"{plan.weights_path}, SHA-256 {plan.weights_sha256[:12]}")] if plan.weights_sha256 else []),
     ]

@@ -7,14 +7,16 @@ suffers from what another has left in an allocator, and every rank has its say: 
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from hpctrain import norms
 from hpctrain import task as tasks
 from hpctrain.config.load import Loaded
-from hpctrain.config.schema import Batch, Log
-from hpctrain.errors import JobError, UsageError
+from hpctrain.config.optim import BY_NAME, BY_SCHEDULE
+from hpctrain.config.schema import Batch, Config, Log, Optim
+from hpctrain.errors import ConfigError, JobError, UsageError
 from hpctrain.launch import ready, trial
 from hpctrain.plan import Plan
 
@@ -26,6 +28,9 @@ _FINE = 16
 def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
     """Find the largest batch per rank, and how the global batch of the config is then made.
 
+    Rules that have nothing to do with memory, such as how the rate rises over the steps that are left, do not stop the
+    search; `unfit` of what is returned says which of them stand against what was found.
+
     Raises:
         UsageError: the config has no training of ours, or not even one sample fits.
         JobError: a try failed for another reason than memory.
@@ -34,10 +39,11 @@ def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
     plan = ready.make_plan(loaded, "local", ranks)
     if plan.global_batch is None or plan.train_samples is None:
         raise AssertionError("the plan of a config that trains, with counted samples")
-    memory = _memory(loaded, plan)
+    memory, unit = _memory(loaded, plan), _unit(loaded.config)
     taken: dict[int, int] = {}
 
-    def fits(per_rank: int) -> bool:
+    def fits(units: int) -> bool:
+        per_rank = units * unit
         tried = _with(loaded, per_rank)
         ended = trial.perform(
             tried, ready.make_plan(tried, "local", plan.ranks), tasks.TryBatch(memory=memory), quiet=True
@@ -50,12 +56,24 @@ def find_batch(loaded: Loaded, *, ranks: int | None) -> dict[str, Any]:
         print(f"hpctrain: {per_rank} per rank x {plan.ranks} ranks: {told}", file=sys.stderr, flush=True)
         return bool(ended.result)
 
-    most = max(plan.train_samples // plan.ranks, 1)
-    largest = search(fits, most, first=plan.batch_per_rank or 1)
+    most = plan.train_samples // plan.ranks // unit
+    if not most:
+        raise UsageError(f"{plan.train_samples} samples are fewer than {unit} for each of {plan.ranks} ranks")
+    largest = unit * search(fits, most, first=max((plan.batch_per_rank or 1) // unit, 1))
     if not largest:
         given = "the GPU's memory" if memory is None else f"{memory / 2**20:,.0f} MiB"
-        raise UsageError(f"not even one sample per rank fits into {given}", "use a smaller model, or more memory")
-    return proposal(plan, largest, whole=largest == most) | {"taken": taken[largest], "memory": memory}
+        count = "one sample" if unit == 1 else f"{unit} samples"
+        raise UsageError(f"not even {count} per rank fits into {given}", "use a smaller model, or more memory")
+    found = proposal(plan, largest, whole=largest == most * unit, given=_given(loaded.config), unit=unit)
+    unfit = {
+        told: problem
+        for told, batch in (
+            (f"batch.per_rank={largest}", {"per_rank": largest, "global_": None, "accumulate": 1}),
+            (found["type"], {"accumulate": found["accumulate"]} | _made(found)),
+        )
+        if (problem := _problem(loaded, plan.ranks, batch))
+    }
+    return found | {"unfit": unfit, "taken": taken[largest], "memory": memory}
 
 
 def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
@@ -80,31 +98,76 @@ def search(fits: Callable[[int], bool], most: int, *, first: int = 1) -> int:
     return low
 
 
-def proposal(plan: Plan, largest: int, *, whole: bool) -> dict[str, Any]:
+def proposal(
+    plan: Plan, largest: int, *, whole: bool, given: Literal["global", "per_rank"] = "global", unit: int = 1
+) -> dict[str, Any]:
     """Say how the global batch is made of what fits, with as few passes as possible.
 
     Args:
         plan: with the ranks and the global batch.
         largest: batch per rank that fits.
         whole: that is all there are samples for.
+        given: what of the batch the config gives.
+        unit: of which a pass must be a multiple, where it can be.
     """
     of_rank, rest = divmod(plan.global_batch or 0, plan.ranks)
     if rest or not of_rank:
         raise AssertionError("the plan would have been refused")
-    accumulate = next(n for n in range(1, of_rank + 1) if of_rank % n == 0 and of_rank // n <= largest)
+    fitting = [n for n in range(1, of_rank + 1) if of_rank % n == 0 and of_rank // n <= largest]
+    accumulate = next((n for n in fitting if of_rank // n % unit == 0), fitting[0])
+    batch = {"global": plan.global_batch, "per_rank": of_rank // accumulate}[given]
     return {
         "per_rank": largest,
         "all_samples": whole,
         "ranks": plan.ranks,
         "global": plan.global_batch,
         "accumulate": accumulate,
-        "type": f"batch.global={plan.global_batch} batch.accumulate={accumulate}",
+        "type": f"batch.{given}={batch} batch.accumulate={accumulate}",
     }
 
 
+def _given(config: Config) -> Literal["global", "per_rank"]:
+    return "per_rank" if config.batch is not None and config.batch.per_rank is not None else "global"
+
+
+def _made(found: dict[str, Any]) -> dict[str, int]:
+    """Return the batch that is proposed, as fields of the section."""
+    if found["type"].startswith("batch.global="):
+        return {"global_": found["global"]}
+    return {"per_rank": found["global"] // found["ranks"] // found["accumulate"]}
+
+
+def _problem(loaded: Loaded, ranks: int, batch: dict[str, Any]) -> str:
+    """Say why the config's own plan refuses a batch; nothing if it does not."""
+    if loaded.config.batch is None:
+        raise AssertionError("a config that trains has this section")
+    changed = msgspec.structs.replace(loaded.config.batch, **batch)
+    try:
+        ready.make_plan(loaded.replaced(msgspec.structs.replace(loaded.config, batch=changed)), "local", ranks)
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
+def _unit(config: Config) -> int:
+    """Return how many samples batch norms see together, at least: a pass has a multiple of it."""
+    if config.model is None or not norms.has_any(config.model) or config.model.batch_norm == "sync":
+        return 1
+    return (config.model.ghost_batch or norms.GHOST_BATCH) if config.model.batch_norm == "ghost" else 2
+
+
 def _with(loaded: Loaded, per_rank: int) -> Loaded:
-    config = loaded.config
-    return loaded.replaced(msgspec.structs.replace(config, batch=Batch(per_rank=per_rank), log=Log()))
+    """Return a config that takes as much memory in a step, at a constant rate: no batch is too large for that."""
+    config, plain = loaded.config, Optim(lr=1.0)
+    if config.optim is None:
+        raise AssertionError("a config that trains has this section")
+    optim = msgspec.structs.replace(
+        config.optim, **{name: getattr(plain, name) for name in (*BY_SCHEDULE, "schedule", "scale", "base_batch")}
+    )
+    if config.optim.cycle_momentum is not None and optim.name in BY_NAME["momentum"]:
+        optim = msgspec.structs.replace(optim, momentum=min(config.optim.cycle_momentum))
+    batch = Batch(per_rank=per_rank, tail="drop")
+    return loaded.replaced(msgspec.structs.replace(config, batch=batch, optim=optim, log=Log()))
 
 
 def _memory(loaded: Loaded, plan: Plan) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from hpctrain.config.load import Loaded
+from hpctrain.config.schema import Config
 from hpctrain.errors import UsageError
 from hpctrain.rundir import RunDir
 
@@ -19,8 +20,7 @@ def one(loaded: Loaded, number: int) -> Loaded:
         return loaded
     split = msgspec.structs.replace(config.data.split, fold=f"{number}/{config.folds}")
     data = msgspec.structs.replace(config.data, split=split)
-    name = f"{config.name[:52]}-fold{number}"
-    return loaded.replaced(msgspec.structs.replace(config, folds=None, name=name, data=data))
+    return loaded.replaced(msgspec.structs.replace(config, folds=None, name=_name(config, number), data=data))
 
 
 def refuse(loaded: Loaded) -> None:
@@ -38,7 +38,7 @@ def refuse(loaded: Loaded) -> None:
 
 
 def run_all(loaded: Loaded, *, ranks: int | None) -> int:
-    """Run every fold to its end and print what they found; return the exit code of the first that fails."""
+    """Run every fold to its end and print what their last evaluations found; return the exit code of one that fails."""
     from hpctrain.launch import here
 
     count = loaded.config.folds or 0
@@ -46,26 +46,57 @@ def run_all(loaded: Loaded, *, ranks: int | None) -> int:
     for number in range(1, count + 1):
         print(f"hpctrain: fold {number} of {count}", file=sys.stderr, flush=True)
         code, run = here.run(one(loaded, number), ranks=ranks, debug=False)
-        runs.append(run)
         if code:
+            _tell_how_to_go_on(loaded.config, run, number, runs)
             return code
+        runs.append(run)
     found = {split: summary([scores(run, split) for run in runs]) for split in ("validation", "test")}
     for split, values in found.items():
         told = "  ".join(f"{name} {one['mean']:.4f} +- {one['std']:.4f}" for name, one in values.items())
-        print(f"{split:10} of {count} folds  {told}", file=sys.stderr)
+        print(f"{split:10} of {count} folds  {told}  (last evaluations)", file=sys.stderr)
     print(msgspec.json.encode({"folds": count, **found, "runs": [str(run.path) for run in runs]}).decode(), flush=True)
     return 0
 
 
+def _tell_how_to_go_on(config: Config, failed: RunDir, number: int, done: list[RunDir]) -> None:
+    """Say what the folds before have found, and what to type for this one and the rest: nothing is done again."""
+    lines = [f"fold {number} of {config.folds} did not complete: hpctrain resume {failed.path} goes on with it"]
+    lines += [
+        f"fold {rest}, which has not begun, alone: folds=null data.split.fold={rest}/{config.folds} "
+        f"name={_name(config, rest)}"
+        for rest in range(number + 1, (config.folds or 0) + 1)
+    ]
+    for place, run in enumerate(done, 1):
+        told = [
+            f"{split} {name} {value:.4f}"
+            for split in ("validation", "test")
+            for name, value in scores(run, split).items()
+        ]
+        lines.append(f"fold {place} is done: {', '.join(told)}; {run.path}")
+    print("\n".join(f"hpctrain: {line}" for line in lines), file=sys.stderr)
+
+
+def _name(config: Config, number: int) -> str:
+    return f"{config.name[:52]}-fold{number}"
+
+
 def scores(run: RunDir, split: str) -> dict[str, float]:
-    """Return what a run's last evaluation of a split found."""
-    last: dict[str, Any] = {}
+    """Return what a run's last evaluation of a split found; of a step that was done twice what the last attempt did."""
+    rows: dict[int, dict[str, Any]] = {}
     for attempt in run.attempt_numbers():
-        for line in run.metrics(attempt).read_bytes().splitlines():
-            record = msgspec.json.decode(line)
-            if record["split"] == split:
-                last = record
-    return {name: last[name] for name in _TOLD if name in last}
+        try:
+            lines = run.metrics(attempt).read_bytes().split(b"\n")
+        except OSError:  # it ended before it had anything to say
+            continue
+        for line in lines:
+            try:
+                row = msgspec.json.decode(line)
+            except msgspec.DecodeError:  # the end of the file, or torn by a crash
+                continue
+            if isinstance(row, dict) and row.get("split") == split and isinstance(row.get("step"), int):
+                rows[row["step"]] = row
+    last = rows[max(rows)] if rows else {}
+    return {name: last[name] for name in _TOLD if isinstance(last.get(name), int | float)}
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -79,4 +110,5 @@ def summary(found: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
             "values": [one[name] for one in found],
         }
         for name in found[0]
+        if all(name in one for one in found)
     }

@@ -7,7 +7,7 @@ from hpctrain import causes
 from hpctrain.launch import ledger
 from hpctrain.launch.ledger import Attempt
 from hpctrain.launch.status import status
-from hpctrain.rundir import RunDir
+from hpctrain.rundir import RunDir, read_json
 
 _LINES = 20
 _TRACEBACK = "Traceback (most recent call last)"
@@ -28,7 +28,7 @@ def why(run: RunDir) -> dict[str, Any]:
         "message": "", "lines": [], "reason": row["reason"], "advice": "",
     }  # fmt: skip
     if row["state"] == "COMPLETED":
-        return found | {"advice": f"nothing is wrong; hpctrain resume {run.path} train.epochs=N goes on"}
+        return found | {"advice": f"nothing is wrong; {_longer(run)} goes on"}
     final = row["state"] in {"FAILED", "CANCELLED"}
     if ended and (final or row["state"] == "REQUEUED" or ended[-1].decision == "end"):
         entry = ended[-1]
@@ -51,6 +51,15 @@ def why(run: RunDir) -> dict[str, Any]:
         waits = {"PENDING": "it waits", "REQUEUED": "it will go on by itself"}
         found["advice"] = f"nothing to do: {waits.get(row['state'], 'it runs')}; hpctrain cancel {run.path} ends it"
     return found
+
+
+def _longer(run: RunDir) -> str:
+    """Return what to type for a complete run to go on: one that has stopped early would do so again."""
+    numbers = run.attempt_numbers()
+    early = str(read_json(run.outcome(numbers[-1])).get("message") or "") if numbers else ""
+    if not early:
+        return f"hpctrain resume {run.path} train.epochs=N"
+    return f"it {early}; hpctrain resume {run.path} train.stop_early.patience=N, with more than before,"
 
 
 def _lines(run: RunDir, entry: Attempt) -> list[str]:

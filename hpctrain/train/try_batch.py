@@ -9,7 +9,7 @@ import torch
 from hpctrain.task import TryBatch
 from hpctrain.train.trial import Trial
 
-_STEPS = 2  # the second has the optimizer's state beside the gradient
+_STEPS = 2  # of the same batch, which is whole; the second has the optimizer's state beside the gradient
 
 
 def confine(task: TryBatch) -> None:
@@ -29,9 +29,7 @@ def confine(task: TryBatch) -> None:
 
 def try_batch(trial: Trial, device: torch.device) -> dict[str, Any]:
     """Do the steps; what does not fit ends the rank as out of memory."""
-    samples = 0
-    for done in trial.steps(range(min(_STEPS, trial.numbers.steps_per_epoch)), lambda _: trial.numbers.lr_used):
-        samples = done.samples
+    samples = [done.samples for done in trial.steps([0] * _STEPS, lambda _: trial.numbers.lr_used)]
     taken = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"
@@ -39,4 +37,4 @@ def try_batch(trial: Trial, device: torch.device) -> dict[str, Any]:
     )
     most = max(int(trial.comm.sum(torch.tensor([taken if rank == trial.comm.rank else 0])).item())
                for rank in range(trial.comm.size))  # fmt: skip
-    return {"samples": samples, "taken": most}
+    return {"steps": len(samples), "samples": samples, "taken": most}

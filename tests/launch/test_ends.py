@@ -130,6 +130,18 @@ def test_a_run_that_completed_has_nothing_wrong(project, hpctrain):
     assert "nothing is wrong" in hpctrain("why", Path(run).name).stdout
 
 
+def test_a_run_that_stopped_early_goes_on_by_more_patience_not_by_more_epochs(project, hpctrain):
+    (project / "early.yaml").write_text(
+        "name: early\ndata: {dataset: digits, split: {validation: 0.2}}\nmodel: {name: mlp}\nbatch: {global: 300}\n"
+        "optim: {lr: 1e-9}\ntrain: {epochs: 9, stop_early: {patience: 1, min_delta: 0.1}}\n"
+    )
+    assert hpctrain("run", "early.yaml").returncode == 0
+    [run] = (project / "runs").iterdir()
+    advice = json.loads(hpctrain("why", run, "--json").stdout)["advice"]
+    assert advice.startswith("nothing is wrong; it stopped early")
+    assert f"hpctrain resume {run} train.stop_early.patience=N" in advice
+
+
 def test_a_run_that_was_cancelled_is_not_called_preempted(project, hpctrain):
     """The ranks are told to stop by TERM in both cases."""
     (project / "bad.yaml").write_text(CONFIG.replace("{name: 'net:build'}", "{name: mlp}"))

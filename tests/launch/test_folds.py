@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpctrain.config.load import load
+from hpctrain.launch.folds import scores
 from hpctrain.rundir import RunDir
 
 CONFIG = """
@@ -51,6 +52,7 @@ def test_each_fold_is_a_run_of_its_own_and_the_scores_are_summarised(hpctrain):
         told = found[split]["accuracy"]
         assert told == {"mean": statistics.mean(values), "std": statistics.stdev(values), "values": values}
         assert f"{split:10} of 3 folds  accuracy {told['mean']:.4f} +- {told['std']:.4f}" in done.stderr
+    assert done.stderr.count("(last evaluations)") == 2
 
 
 @pytest.mark.torch
@@ -59,6 +61,39 @@ def test_a_fold_that_fails_ends_them_all_with_its_exit_code(hpctrain):
     assert done.returncode == 4
     assert "fold 1 of 3" in done.stderr
     assert "fold 2 of 3" not in done.stderr
+
+
+@pytest.mark.torch
+def test_after_a_fold_that_fails_those_before_are_told_and_how_to_go_on(hpctrain, tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom pathlib import Path\n"
+        "def build():\n"
+        "    if 'fold2' in Path.cwd().parent.name: raise ValueError('not this one')\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    done = hpctrain("run", "c.yaml", "folds=3", "model={name: 'model:build'}")
+    assert done.returncode == 4
+    first, second, third = done.stderr.splitlines()[-3:]
+    assert first.startswith("hpctrain: fold 2 of 3 did not complete: hpctrain resume /")
+    assert "folds=null data.split.fold=3/3 name=small-fold3" in second
+    (run,) = (tmp_path / "runs").glob("small-fold1-*")
+    found = {split: scores(RunDir(run), split)["accuracy"] for split in ("validation", "test")}
+    assert third.startswith(f"hpctrain: fold 1 is done: validation accuracy {found['validation']:.4f}, ")
+    assert f"test accuracy {found['test']:.4f}" in third
+    assert third.endswith(str(run))
+
+
+def test_what_a_restarted_fold_found_is_what_its_last_attempt_did(tmp_path):
+    run = RunDir(tmp_path)
+    for number, text in (
+        (2, b'{"split":"test","step":4,"loss":2.0}\n{"split":"test","step":8,"loss":1.0}\n'),
+        (3, b'{"split":"test","step":8,"loss":0.5,"accuracy":0.9}\n{"split":"test","st'),
+    ):
+        run.metrics(number).parent.mkdir(parents=True)
+        run.metrics(number).write_bytes(text)
+    (tmp_path / "attempts/1").mkdir()  # a rank was killed before the first line
+    assert scores(run, "test") == {"accuracy": 0.9, "loss": 0.5}
+    assert scores(run, "validation") == {}
 
 
 def test_folds_are_not_queued_as_one_job(hpctrain):
@@ -71,3 +106,18 @@ def test_the_plan_of_folds_is_that_of_the_first(hpctrain):
     done = hpctrain("check", "c.yaml", "folds=3")
     assert done.returncode == 0, done.stderr
     assert "1000" in done.stdout
+
+
+def test_the_best_by_the_test_set_is_told_as_that(hpctrain):
+    told = "checkpoint.keep_best chooses by the test set"
+    assert told in hpctrain("check", "c.yaml", "checkpoint.keep_best=true").stdout
+    for plain in (("checkpoint.keep_best=false",), ("checkpoint.keep_best=true", "data.split.validation=0.1")):
+        done = hpctrain("check", "c.yaml", *plain)
+        assert (done.returncode, told in done.stdout) == (0, False)
+
+
+@pytest.mark.torch
+def test_debug_says_that_it_runs_one_fold_alone(hpctrain):
+    done = hpctrain("run", "c.yaml", "folds=3", "--debug")
+    assert done.returncode == 0, done.stderr
+    assert "hpctrain: --debug runs fold 1 of 3 alone" in done.stderr

@@ -214,7 +214,10 @@ def test_numbers_are_learned_by_heart_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [("optim.lr=1e-9", "the loss does not fall"), ("optim.lr=1e6", "the loss ")],
+    [
+        ("optim.lr=1e-9", "the loss does not fall"),
+        ("optim.lr=1e6", "the loss is no number after 11 steps: too high a rate (try optim.lr / 10), or a bad input"),
+    ],
 )
 def test_what_cannot_be_learned_is_told_with_what_to_look_at(config, change, told):
     done = hpctrain("run", config, "--overfit", "2", "--overfit-steps", "60", change, code=4)
@@ -331,6 +334,14 @@ def test_what_is_to_be_typed_gives_the_settings_that_were_tried(tmp_path, optim)
     assert (again.betas_used, again.alpha_used, again.eps_used) == (plan.betas_used, plan.alpha_used, plan.eps_used)
 
 
+def test_a_rate_is_tried_with_the_momentum_that_a_cycle_has_at_its_full_rate(config):
+    found = [
+        json.loads(hpctrain("find-lr", config, f"optim={{lr: 0.1, {rest}}}", "--from", "1e-3", "--steps", "20").stdout)
+        for rest in ("momentum: 0.8", "schedule: onecycle, cycle_momentum: [0.8, 0.95]")
+    ]
+    assert found[0]["losses"] == found[1]["losses"]
+
+
 def test_trials_clip_as_a_run_does(config):
     clipped = "train.clip_norm=1e-9"
     assert "does not fall" in hpctrain("run", config, "--overfit", "2", "--overfit-steps", 60, clipped, code=4).stderr
@@ -367,6 +378,63 @@ def test_the_global_batch_is_made_in_as_few_passes_as_fit(fits, passes):
     found = proposal(plan, fits, whole=False)
     assert (found["accumulate"], found["type"]) == (passes, f"batch.global=128 batch.accumulate={passes}")
     assert 128 // 2 // passes <= fits
+
+
+def test_passes_are_whole_groups_of_a_ghost_batch_norm_and_per_rank_stays_per_rank():
+    plan = Plan(
+        name="p", seed=0, nodes=1, ranks_per_node=2, ranks=2, device="cpu", strategy="ddp", backend="gloo",
+        launcher="local", precision="fp32", global_batch=192,
+    )  # fmt: skip
+    found = proposal(plan, 90, whole=False, given="per_rank", unit=32)
+    assert found["type"] == "batch.per_rank=32 batch.accumulate=3"
+
+
+RULES = """
+name: small
+runs: runs
+data: {dataset: digits}
+model: {name: mlp, args: {hidden: [16], batch_norm: true}, batch_norm: ghost, ghost_batch: 20}
+batch: {per_rank: 40}
+optim:
+  {name: adam, lr: 0.01, base_batch: 20, scale: sqrt, schedule: onecycle, rise: 30 steps}
+train: {epochs: 2}
+"""
+
+
+TRY = """
+import sys
+from pathlib import Path
+from hpctrain import task
+from hpctrain.config.load import load
+from hpctrain.launch import ready, trial
+loaded = load(Path(sys.argv[1]), sys.argv[2:])
+print(trial.perform(loaded, ready.make_plan(loaded, "local"), task.TryBatch(), quiet=True).result)
+"""
+
+
+def test_a_batch_of_more_than_half_of_the_samples_is_tried_in_two_whole_steps(config):
+    argv = [sys.executable, "-c", TRY, str(config), "batch.global=1000"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert "'steps': 2, 'samples': [1000, 1000]" in done.stdout, done.stderr
+
+
+def test_rules_of_the_plan_do_not_end_the_search_but_are_told(tmp_path):
+    (tmp_path / "c.yaml").write_text(RULES)
+    done = hpctrain("find-batch", tmp_path / "c.yaml", "batch.tail=drop")
+    found = json.loads(done.stdout)
+    assert (found["per_rank"], found["all_samples"]) == (1500, True)
+    assert found["type"] == "batch.per_rank=40 batch.accumulate=1"
+    assert list(found["unfit"]) == ["batch.per_rank=1500"]
+    assert "hpctrain: but batch.per_rank=1500 is refused by the rest of" in done.stderr
+    assert "sqrt makes 1 - beta larger than 1 for a global batch of 1500" in done.stderr
+    assert "30 of 2 steps leave none for the way down" in done.stderr
+
+
+def test_a_fold_has_fewer_samples_and_all_of_them_are_tried_in_whole_steps(tmp_path):
+    (tmp_path / "c.yaml").write_text(RULES.replace("batch_norm: ghost, ghost_batch: 20", "batch_norm: local"))
+    plain = "optim={lr: 0.01}"
+    found = json.loads(hpctrain("find-batch", tmp_path / "c.yaml", "folds=3", "--ranks", 2, plain).stdout)
+    assert (found["per_rank"], found["all_samples"], found["unfit"]) == (500, True, {})
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a rank's own memory is measured there")
