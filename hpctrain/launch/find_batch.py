@@ -14,6 +14,7 @@ import msgspec
 from hpctrain import norms
 from hpctrain import task as tasks
 from hpctrain.config.load import Loaded
+from hpctrain.config.models import has_batch_norm
 from hpctrain.config.optim import BY_NAME, BY_SCHEDULE
 from hpctrain.config.schema import Batch, Config, Log, Optim
 from hpctrain.errors import ConfigError, JobError, UsageError
@@ -151,7 +152,7 @@ def _problem(loaded: Loaded, ranks: int, batch: dict[str, Any]) -> str:
 
 def _unit(config: Config) -> int:
     """Return how many samples batch norms see together, at least: a pass has a multiple of it."""
-    if config.model is None or not norms.has_any(config.model) or config.model.batch_norm == "sync":
+    if config.model is None or not has_batch_norm(config.model) or config.model.batch_norm == "sync":
         return 1
     return (config.model.ghost_batch or norms.GHOST_BATCH) if config.model.batch_norm == "ghost" else 2
 
