@@ -33,7 +33,7 @@ def find_lr(
     """Find a learning rate for CONFIG: raise it from step to step until the loss diverges.
 
     With the ranks and the global batch of CONFIG; nothing is kept. The table goes to standard error, a JSON object
-    with what to type to standard output.
+    with what to type to standard output; unless that is a terminal, it has all rates and losses, too.
     """
     import msgspec
 
@@ -43,7 +43,8 @@ def find_lr(
         parts.load(config, overrides), ranks=ranks, low=low, high=high, steps=steps, picture=picture
     )
     print(f"hpctrain: the loss falls fastest here; type {found['type']}", file=sys.stderr)
-    print(msgspec.json.encode(found).decode())
+    shown = {key: value for key, value in found.items() if not (sys.stdout.isatty() and isinstance(value, list))}
+    print(msgspec.json.encode(shown).decode())
 
 
 @click.command("find-batch")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import random
 import shutil
 import subprocess
@@ -254,6 +255,17 @@ def test_a_rate_is_found_which_learns_and_the_ranks_do_not_matter(config, tmp_pa
         assert 0.003 < one["lr"] < 1
         assert one["lr"] < one["diverged_at"]
     assert found[0]["losses"][:60] == pytest.approx(found[1]["losses"][:60], rel=1e-3)
+
+
+def test_a_terminal_is_not_flooded_with_curves(config, tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "hpctrain", "find-lr", str(config), "--ranks", "1", "--from", "1e-3"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=theirs, stderr=subprocess.PIPE, check=False)
+        os.close(theirs)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(reader.read(65536)).keys() == {"lr", "base_batch", "type", "diverged_at"}
 
 
 def test_a_range_without_any_good_rate_gives_no_suggestion(config):
