@@ -9,6 +9,7 @@ import pytest
 from hpctrain import plan as planning
 from hpctrain.config.load import Loaded, load
 from hpctrain.plan import Plan
+from tests.launch.small import CONFIG
 
 TRAINING = """
 name: mini
@@ -71,3 +72,10 @@ def hpctrain() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **options)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("practice")
+    (root / "c.yaml").write_text(CONFIG.format(runs=root / "runs"))
+    return root / "c.yaml"
