@@ -88,25 +88,7 @@ def make(
         config.device if config.device != "auto" else "cuda" if config.slurm.gpus_per_node else "cpu"
     )
     backend = _backend(config, layout, device)
-    problems: list[str] = []
-    if backend == "nccl" and device == "cpu":
-        problems.append(
-            loaded.problem("dist.backend", "nccl needs GPUs, but the device is cpu; use auto or gloo, or device: cuda")
-        )
-    if device == "cuda" and 0 < config.slurm.gpus_per_node < layout.ranks_per_node:
-        problems.append(
-            loaded.problem(
-                "slurm.ranks_per_node" if config.slurm.ranks_per_node else "slurm.gpus_per_node",
-                f"{layout.ranks_per_node} ranks share {config.slurm.gpus_per_node} GPUs of a node; "
-                "give each rank its own GPU, or use device: cpu",
-            )
-        )
-    if config.precision == "tf32" and device == "cpu":
-        problems.append(
-            loaded.problem(
-                "precision", "tf32 is a format of GPUs, and the device is cpu; use fp32 or bf16, or device: cuda"
-            )
-        )
+    problems = list(_unsuited(loaded, layout, device, backend))
     base = Plan(
         name=config.name,
         seed=config.seed,
@@ -130,6 +112,23 @@ def make(
     if problems:
         raise ConfigError(problems)
     return base
+
+
+def _unsuited(loaded: Loaded, layout: Layout, device: str, backend: str) -> Iterator[str]:
+    """Yield what the devices of the ranks cannot do."""
+    config, gpus = loaded.config, loaded.config.slurm.gpus_per_node
+    if backend == "nccl" and device == "cpu":
+        message = "nccl needs GPUs, but the device is cpu; use auto or gloo, or device: cuda"
+        yield loaded.problem("dist.backend", message)
+    if device == "cuda" and 0 < gpus < layout.ranks_per_node:
+        yield loaded.problem(
+            "slurm.ranks_per_node" if config.slurm.ranks_per_node else "slurm.gpus_per_node",
+            f"{layout.ranks_per_node} ranks share {gpus} GPUs of a node; "
+            "give each rank its own GPU, or use device: cpu",
+        )
+    if config.precision == "tf32" and device == "cpu":
+        message = "tf32 is a format of GPUs, and the device is cpu; use fp32 or bf16, or device: cuda"
+        yield loaded.problem("precision", message)
 
 
 def _backend(config: Config, layout: Layout, device: str) -> Literal["gloo", "nccl", "mpi"]:
@@ -238,6 +237,14 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str],
             )
         )
         return base
+    return _lengths(msgspec.structs.replace(base, steps_per_epoch=steps_per_epoch), config, samples.train)
+
+
+def _lengths(base: Plan, config: Config, samples: int) -> Plan:
+    """Add what is counted in steps of so many samples of training to a plan that has its batch."""
+    batch, optim, train, steps_per_epoch = config.batch, config.optim, config.train, base.steps_per_epoch
+    if batch is None or optim is None or train is None or steps_per_epoch is None or base.global_batch is None:
+        raise AssertionError("a plan of a training has these")
     total = train.steps or (train.epochs or 0) * steps_per_epoch
 
     def steps(length: Duration) -> int:
@@ -245,10 +252,9 @@ def _training(base: Plan, loaded: Loaded, samples: Samples, problems: list[str],
 
     return msgspec.structs.replace(
         base,
-        steps_per_epoch=steps_per_epoch,
-        samples_per_rank=-(-samples.train // base.ranks)
+        samples_per_rank=-(-samples // base.ranks)
         if batch.tail == "keep"
-        else steps_per_epoch * per_rank * batch.accumulate,
+        else steps_per_epoch * (base.global_batch // base.ranks),
         total_steps=total,
         warmup_steps=steps(optim.warmup),
         decay_every_steps=steps(optim.decay_every),

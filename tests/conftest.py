@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,14 +16,18 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def missing(how: str) -> NoReturn:
+    """Fail in CI, where nothing may be missing; skip elsewhere, and say how to get it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(how)
+    pytest.skip(how)
+
+
 @pytest.fixture
 def horovod():
     """Skip where Horovod is not installed; fail there in CI."""
     if importlib.util.find_spec("horovod") is None:
-        how = "Horovod is not installed: bash jobs/build-horovod.sh builds a wheel"
-        if os.environ.get("CI") == "true":
-            pytest.fail(how)
-        pytest.skip(how)
+        missing("Horovod is not installed: bash jobs/build-horovod.sh builds a wheel")
 
 
 @pytest.fixture
@@ -30,8 +35,7 @@ def real_mnist() -> Path:
     """The folder of MNIST's files; without it skip, and fail in CI."""
     path = Path(os.environ.get("HPCTRAIN_DATA", "/nowhere"), "mnist")
     if not path.is_dir():
-        how = "HPCTRAIN_DATA names no folder with mnist/; README.md says what lies there"
-        pytest.fail(how) if os.environ.get("CI") == "true" else pytest.skip(how)
+        missing("HPCTRAIN_DATA names no folder with mnist/; README.md says what lies there")
     return path
 
 
@@ -54,8 +58,7 @@ def library():
     def found(name):
         for needed in {"torchvision", name}:
             if importlib.util.find_spec(needed) is None:
-                missing = f"no {needed}: python -m pip install --no-deps -c tests/constraints.txt {needed}"
-                (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+                missing(f"no {needed}: python -m pip install --no-deps -c tests/constraints.txt {needed}")
 
     yield found
     operators._destroy()
